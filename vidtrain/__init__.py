@@ -1,0 +1,3 @@
+"""vidtrain: config-driven training and evaluation for video understanding."""
+
+__version__ = "0.1.0"

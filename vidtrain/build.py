@@ -1,0 +1,284 @@
+"""Where config becomes objects: the only place that turns a `_target_` into a call.
+
+Only allow-listed packages may be called, because a config can come from a run folder that somebody
+else made. Every argument is checked against the target's signature, with the config key named.
+"""
+
+import difflib
+import importlib
+import inspect
+import os
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from torch import nn
+
+from vidtrain import randomness
+from vidtrain.config import (
+    DataConfig,
+    EvalConfig,
+    InputConfig,
+    LoopConfig,
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+)
+from vidtrain.data.loading import EvalViews, Plan, Reading, TrainClips
+from vidtrain.data.reading import check_decoder
+from vidtrain.data.sources.class_names import read_class_names
+from vidtrain.data.video import VideoList
+from vidtrain.errors import InputError, UsageError
+from vidtrain.training.parameters import parameter_groups
+
+ALLOWED = ("vidtrain.", "torch.optim.", "torch.nn.", "timm.optim.", "timm.models.",
+           "torchvision.models.")  # fmt: skip
+ALLOW_VARIABLE = "VIDTRAIN_ALLOW_TARGETS"
+
+
+def component(node: dict[str, Any], where: str, *args: Any, **kwargs: Any) -> Any:
+    """Calls a node's target with the node's arguments and those given here.
+
+    Args:
+        node: `_target_` and plain arguments; arguments may be nodes themselves.
+        where: Config key of the node, for messages.
+        args: Positional arguments that do not come from config.
+        kwargs: Keyword arguments that do not come from config.
+
+    Raises:
+        UsageError: Target not allowed or not found, unknown, missing or mistyped argument.
+    """
+    if not isinstance(node, dict) or "_target_" not in node:
+        raise UsageError(f"{where} must be a node with _target_ and arguments, not {node!r}")
+    target = locate(node["_target_"], where)
+    settings = {
+        key: component(value, f"{where}.{key}")
+        if isinstance(value, dict) and "_target_" in value
+        else value
+        for key, value in node.items()
+        if key != "_target_"
+    }
+    _check_names(target, node["_target_"], where, settings, args, kwargs)
+    return target(*args, **_typed(target, settings, where), **kwargs)
+
+
+def locate(name: str, where: str) -> Callable[..., Any]:
+    """Returns the function or class that a `_target_` names.
+
+    Args:
+        name: Dotted path.
+        where: Config key of the node, for messages.
+
+    Raises:
+        UsageError: It is outside the allowed packages, or not there.
+    """
+    extra = [p.strip() for p in os.environ.get(ALLOW_VARIABLE, "").split(",") if p.strip()]
+    allowed = (*ALLOWED, *(f"{package.rstrip('.')}." for package in extra))
+    refused = UsageError(
+        f"{where}._target_={name!r} is not in an allowed package ({', '.join(allowed)}); "
+        f"to allow your own, set {ALLOW_VARIABLE}=package"
+    )
+    if not str(name).startswith(allowed):
+        raise refused
+    module, _, attribute = name.rpartition(".")
+    try:
+        target = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"{where}._target_={name!r} cannot be imported: {error}") from error
+    # A module's attribute may be somebody else's function: what counts is where it was defined.
+    if not f"{getattr(target, '__module__', '')}.".startswith(allowed) or not callable(target):
+        raise refused
+    return target
+
+
+def _check_names(
+    target: Callable[..., Any], name: str, where: str, settings: dict, args: tuple, kwargs: dict
+) -> None:
+    signature = inspect.signature(target)
+    known = [p for p in signature.parameters if p not in kwargs]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    for key in settings:
+        if key not in known and not takes_any:
+            close = difflib.get_close_matches(key, known, n=3)
+            hint = f"did you mean {' or '.join(close)}?" if close else f"it takes {known}"
+            raise UsageError(f"{where}.{key} is not an argument of {name}; {hint}")
+    try:
+        signature.bind(*args, **settings, **kwargs)
+    except TypeError as error:
+        raise UsageError(f"{where}: {name}: {error}") from error
+
+
+def _typed(target: Callable[..., Any], settings: dict[str, Any], where: str) -> dict[str, Any]:
+    """Returns the settings converted to the annotated types, or names key, value and type."""
+    function = target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]
+    try:
+        hints = typing.get_type_hints(function)
+    except NameError:  # annotations that only a type checker can resolve
+        hints = {}
+    typed = {}
+    for key, value in settings.items():
+        try:
+            adapter = TypeAdapter(
+                hints.get(key, Any), config=ConfigDict(arbitrary_types_allowed=True)
+            )
+        except PydanticUserError:  # dataclasses and the like bring their own configuration
+            adapter = TypeAdapter(Any)
+        try:
+            typed[key] = adapter.validate_python(value)
+        except ValidationError:
+            wanted = hints[key].__name__ if inspect.isclass(hints[key]) else str(hints[key])
+            raise UsageError(
+                f"{where}.{key}={value!r}: expected {wanted}, got {type(value).__name__}"
+            ) from None
+    return typed
+
+
+def videos(
+    config: DataConfig, part: str, *, class_names: tuple[str, ...] | None = None
+) -> VideoList:
+    """Returns the videos of a split.
+
+    Args:
+        config: The data set.
+        part: train or val.
+        class_names: Names that labels index, from a training split or a finished run; None: the
+            data set's own.
+
+    Raises:
+        InputError: Files are missing, do not parse, or the split is empty.
+    """
+    split = getattr(config, part)
+    if class_names is None and config.classes is not None:
+        class_names = read_class_names(config.classes, config.root)
+    listed = component(config.source, "data.source", config.root, split=split,
+                       class_names=class_names)  # fmt: skip
+    if not listed.videos:
+        raise InputError(
+            f"data.{part}={split!r} of data={config.name} holds no video (root {config.root}); "
+            f"check data.root and data.{part}"
+        )
+    return listed
+
+
+def reading(config: DataConfig, device: torch.device) -> Reading:
+    """Returns how files are read; refuses an unknown decoder before any work is done."""
+    check_decoder(config.decoder)
+    return Reading(
+        decoder=config.decoder,
+        frame_folder_fps=config.frame_folder_fps,
+        num_workers=config.num_workers,
+        prefetch_batches=config.prefetch_batches,
+        timeout_seconds=config.timeout_seconds,
+        pin_memory=device.type == "cuda",
+    )
+
+
+def train_clips(config: TrainConfig, listed: VideoList, device: torch.device) -> TrainClips:
+    """Returns the training samples."""
+    inputs = config.model.input
+    if len(inputs.short_side) != 2 or not inputs.crop_size <= min(inputs.short_side):
+        raise UsageError(
+            f"model.input.short_side={inputs.short_side} must be [smallest, largest], both at "
+            f"least model.input.crop_size={inputs.crop_size}"
+        )
+    return TrainClips(
+        videos=listed,
+        sampler=component(config.clip_sampler.train, "clip_sampler.train", **_clip(inputs)),
+        crop_size=inputs.crop_size,
+        short_side=(inputs.short_side[0], inputs.short_side[1]),
+        flip=config.data.horizontal_flip,
+        seed=config.seed,
+        reading=reading(config.data, device),
+    )
+
+
+def eval_views(
+    config: TrainConfig | RunConfig, evaluation: EvalConfig, listed: VideoList, device: torch.device
+) -> EvalViews:
+    """Returns the evaluation views."""
+    inputs = config.model.input
+    if evaluation.num_crops not in (1, 3):
+        raise UsageError(f"eval.num_crops={evaluation.num_crops} must be 1 or 3")
+    for name in ("num_clips", "batch_size", "every_epochs"):
+        if getattr(evaluation, name) < 1:
+            raise UsageError(f"eval.{name}={getattr(evaluation, name)} must be at least 1")
+    if inputs.eval_crop_size > inputs.eval_short_side:
+        raise UsageError(
+            f"model.input.eval_crop_size={inputs.eval_crop_size} is more than "
+            f"model.input.eval_short_side={inputs.eval_short_side}"
+        )
+    return EvalViews(
+        videos=listed,
+        sampler=component(
+            config.clip_sampler.eval, "clip_sampler.eval",
+            **_clip(inputs), num_clips=evaluation.num_clips,
+        ),
+        crop_size=inputs.eval_crop_size,
+        short_side=inputs.eval_short_side,
+        num_crops=evaluation.num_crops,
+        reading=reading(config.data, device),
+    )
+
+
+def _clip(inputs: InputConfig) -> dict[str, Any]:
+    """What every clip sampler is told of the model."""
+    return {
+        "clip_frames": inputs.num_frames,
+        "sampling_rate": inputs.sampling_rate,
+        "target_fps": inputs.target_fps,
+    }
+
+
+def plan(config: LoopConfig, *, num_videos: int, world_size: int) -> Plan:
+    """Returns the arithmetic of batches.
+
+    Raises:
+        UsageError: The global batch does not divide, or no step fits into an epoch.
+    """
+    for name in ("epochs", "batch_size", "accumulate", "log_every_steps"):
+        if getattr(config, name) < 1:
+            raise UsageError(f"train.{name}={getattr(config, name)} must be at least 1")
+    if config.batch_size % (config.accumulate * world_size):
+        raise UsageError(
+            f"train.batch_size={config.batch_size} is the batch over all processes; it must be a "
+            f"multiple of train.accumulate={config.accumulate} times {world_size} processes"
+        )
+    if num_videos < config.batch_size:
+        raise UsageError(
+            f"train.batch_size={config.batch_size} is more than the {num_videos} videos of the "
+            f"training split; use train.batch_size={num_videos} or less"
+        )
+    return Plan(
+        num_videos=num_videos,
+        batch_size=config.batch_size,
+        accumulate=config.accumulate,
+        epochs=config.epochs,
+        world_size=world_size,
+    )
+
+
+def model(config: ModelConfig, *, num_classes: int, seed: int) -> nn.Module:
+    """Returns the network with weights drawn from the seed, on the CPU."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(randomness.derive(seed, randomness.INIT))
+        return component(config.build, "model.build", num_classes=num_classes)
+
+
+def optimizer(
+    node: dict[str, Any], network: nn.Module, *, no_decay_norm_bias: bool
+) -> torch.optim.Optimizer:
+    """Returns the optimizer over the network's parameter groups."""
+    decay = node.get("weight_decay", 0.0) if isinstance(node, dict) else 0.0
+    if isinstance(decay, bool) or not isinstance(decay, int | float):
+        raise UsageError(
+            f"optimizer.weight_decay={decay!r}: expected float, got {type(decay).__name__}"
+        )
+    groups = parameter_groups(
+        network, weight_decay=decay, no_decay_norm_bias=no_decay_norm_bias
+    )
+    built = component(node, "optimizer", groups)
+    for group in built.param_groups:
+        group["base_lr"] = group["lr"]
+    return built

@@ -1,0 +1,161 @@
+"""The command line: a stage name leads to its root YAML, Hydra composes it, its function runs.
+
+Nothing heavy is imported before a stage runs, so that `vidtrain --help` answers at once.
+Exit codes: 0 done, 1 failed, 2 wrong command line or config, 128 + signal when interrupted.
+"""
+
+import difflib
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import vidtrain
+from vidtrain.errors import InputError, Interrupted, UsageError
+
+FIRST_STAGES = ("train", "eval", "export")
+# A bare word after these stages is the value of this key: `vidtrain models 'x3d*'`.
+BARE_WORD = {"models": "pattern"}
+
+USAGE = """vidtrain {version}: training and evaluation for video understanding
+
+usage: vidtrain STAGE [key=value ...]
+
+stages:
+{stages}
+
+  vidtrain train                                        the embedded data, in minutes on a CPU
+  vidtrain train model=slowfast_r50 data=folder data.root=/data/mine
+  torchrun --nproc-per-node=8 -m vidtrain train ...     the same command on many GPUs
+  vidtrain eval run=runs/NAME eval.num_clips=10 eval.num_crops=3
+  vidtrain export run=runs/NAME format=onnx
+
+  vidtrain STAGE --help      what a stage does, its examples, choices and settings
+  vidtrain STAGE --cfg job   the config as it would run
+"""
+
+
+def main() -> None:
+    """Entry point of the `vidtrain` command."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: list[str]) -> int:
+    """Runs one command line and returns its exit code; errors are printed, not raised."""
+    try:
+        return _dispatch(argv)
+    except UsageError as error:
+        return _complain(str(error), 2)
+    except InputError as error:
+        return _complain(str(error), 1)
+    except Interrupted as error:
+        return _complain(str(error), 128 + error.signum)
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+    except Exception:  # a bug, ours or a library's: the traceback is what helps
+        traceback.print_exc()
+        return _complain("failed, see above", 1)
+
+
+def conf_dir() -> Path:
+    """Returns the folder of the shipped YAML files: inside the wheel, or beside the package."""
+    package = Path(__file__).resolve().parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def stages() -> dict[str, str]:
+    """Returns each stage's name with the first comment line of its root YAML."""
+    found = {path.stem: _comment(path)[0] for path in conf_dir().glob("*.yaml")}
+    order = [*FIRST_STAGES, *sorted(found.keys() - set(FIRST_STAGES))]
+    return {name: found[name] for name in order if name in found}
+
+
+def _dispatch(argv: list[str]) -> int:
+    known = stages()
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        lines = "\n".join(f"  {name:10} {text}" for name, text in known.items())
+        print(USAGE.format(version=vidtrain.__version__, stages=lines), end="")
+        return 0
+    if argv[0] in ("-V", "--version"):
+        print(f"vidtrain {vidtrain.__version__}")
+        return 0
+    stage, rest = argv[0], argv[1:]
+    if stage not in known:
+        hint = _nearest(stage, list(known)) or f"the stages are {', '.join(known)}"
+        raise UsageError(f"{stage!r} is not a stage; {hint}")
+    if "-h" in rest or "--help" in rest:
+        print(_stage_help(stage, rest), end="")
+        return 0
+    key = BARE_WORD.get(stage)
+    if key is not None:
+        rest = [f"{key}='{a}'" if a[:1] not in "-+~" and "=" not in a else a for a in rest]
+    _run_stage(stage, rest)
+    return 0
+
+
+def _run_stage(stage: str, overrides: list[str]) -> None:
+    from vidtrain import composing  # imports Hydra: not for --help
+
+    failures: list[Exception] = []
+
+    def call(config: Any) -> Any:
+        try:
+            function: Callable[[Any], Any] = getattr(
+                importlib.import_module(f"vidtrain.stages.{stage}"), stage
+            )
+            return function(config)
+        except Exception as error:  # Hydra would add its own lines to the message
+            failures.append(error)
+            return None
+
+    composing.run_hydra(stage, overrides, call)
+    if failures:
+        raise failures[0]
+
+
+def _stage_help(stage: str, argv: list[str]) -> str:
+    root = conf_dir() / f"{stage}.yaml"
+    comment = "\n".join(_comment(root))
+    text = [f"vidtrain {stage}: {comment}\n"]
+    folders = [conf_dir(), *(Path(p) for p in _config_dirs(argv))]
+    body = root.read_text("utf-8")
+    groups = [g.name for g in sorted(conf_dir().iterdir()) if g.is_dir() and f"{g.name}:" in body]
+    if stage == "train":
+        groups.insert(0, "clip_sampler")
+    for group in groups:
+        names = sorted({p.stem for f in folders for p in (f / group).glob("*.yaml")})
+        text.append(f"  {group}=  {' '.join(names)}")
+    text.append(
+        f"\n  vidtrain {stage} --cfg job     all settings and their values\n"
+        f"  vidtrain {stage} -m KEY=A,B    one run per value\n"
+        "  --config-dir DIR              adds your own model/, data/ ... YAML files\n"
+        "  --hydra-help                  Hydra's own flags\n"
+    )
+    return "\n".join(text)
+
+
+def _config_dirs(argv: list[str]) -> list[str]:
+    pairs = zip(argv, [*argv[1:], ""], strict=True)
+    after = [value for flag, value in pairs if flag in ("--config-dir", "-cd")]
+    return after + [a.split("=", 1)[1] for a in argv if a.startswith("--config-dir=")]
+
+
+def _comment(path: Path) -> list[str]:
+    lines = path.read_text("utf-8").splitlines()
+    end = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return [line[1:].removeprefix(" ") for line in lines[:end]] or [""]
+
+
+def _nearest(word: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else ""
+
+
+def _complain(text: str, code: int) -> int:
+    rank = os.environ.get("RANK", "0")
+    print(f"vidtrain: {'' if rank == '0' else f'rank {rank}: '}{text}", file=sys.stderr, flush=True)
+    return code

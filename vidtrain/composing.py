@@ -1,0 +1,161 @@
+"""Between the command line and Hydra: schemas, a run's recorded config, errors a person can use."""
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException, ValidationError
+
+from vidtrain.cli import conf_dir
+from vidtrain.config import SCHEMAS, RunConfig
+from vidtrain.errors import InputError, UsageError
+
+# What a later stage takes over from the config of the run it starts from.
+RECORDED = ("data", "clip_sampler", "model", "precision", "eval")
+
+
+def run_hydra(stage: str, overrides: list[str], call: Callable[[Any], Any]) -> None:
+    """Composes a stage's config with Hydra and calls the stage with typed plain objects.
+
+    Args:
+        stage: Name of the root YAML.
+        overrides: The rest of the command line, Hydra's flags included.
+        call: What to do with the config; called once per run of a sweep.
+
+    Raises:
+        UsageError: A choice, key, value or type is wrong; the message names the nearest valid ones.
+        InputError: The run folder cannot be made.
+    """
+    register_schemas()
+    if issubclass(SCHEMAS[stage], RunConfig) and "--hydra-help" not in overrides:
+        _record_run(stage, overrides)
+    before = sys.argv
+    sys.argv = [f"vidtrain {stage}", *overrides]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us, and we say them in one sentence
+    entry = hydra.main(config_path=str(conf_dir()), config_name=stage, version_base="1.3")
+    try:
+        entry(lambda cfg: call(to_objects(cfg)))()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(explain(error, stage, overrides)) from error
+    except OSError as error:
+        raise InputError(
+            f"cannot make the run folder {error.filename}: {error.strerror}; "
+            "give a folder that can be written with runs="
+        ) from error
+    finally:
+        sys.argv = before
+
+
+def register_schemas() -> None:
+    """Makes the dataclasses known to Hydra as `STAGE_schema`."""
+    store = ConfigStore.instance()
+    for name, schema in SCHEMAS.items():
+        store.store(name=f"{name}_schema", node=schema)
+    store.store(name="recorded_run", node={})
+
+
+def to_objects(cfg: DictConfig) -> Any:
+    """Returns the dataclasses of a composed config; open nodes become plain dicts and lists.
+
+    Raises:
+        UsageError: A mandatory value is missing.
+    """
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise UsageError(f"{', '.join(missing)} must be given: add {missing[0]}=VALUE")
+    return OmegaConf.to_object(cfg)
+
+
+def _record_run(stage: str, overrides: list[str]) -> None:
+    """Puts the nodes of the run's config under this stage's, so that overrides still win."""
+    values = dict(o.split("=", 1) for o in overrides if "=" in o and not o.startswith("-"))
+    folder = values.get("run")
+    if folder is None:
+        there = sorted(p.parent for p in Path("runs").glob("*/config.yaml"))
+        hint = f"; here are {', '.join(map(str, there))}" if there else ""
+        raise UsageError(f"vidtrain {stage} needs a run folder: run=FOLDER{hint}")
+    file = Path(folder.strip("'\"")) / "config.yaml"
+    try:
+        config = yaml.safe_load(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"run={folder} is not a run folder: there is no {file}") from None
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"{file} cannot be read: {error}") from error
+    if not isinstance(config, dict) or not all(isinstance(config.get(k), dict) for k in RECORDED):
+        raise InputError(f"{file} is not the config of a run: it lacks one of {RECORDED}")
+    nodes = {key: config[key] for key in RECORDED if key not in values}
+    if "${" in yaml.safe_dump(nodes):
+        raise InputError(f"{file} holds an interpolation (${{...}}); a run's config has none")
+    ConfigStore.instance().store(name="recorded_run", node=nodes)
+
+
+def explain(error: Exception, stage: str, overrides: list[str]) -> str:
+    """Returns one sentence for a person: what is wrong, and the nearest valid names."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    text = "\n".join(str(link) for link in chain)
+    choice = re.search(r"Could not find '([^']+)/([^']+)'", text)
+    if choice:
+        group, name = choice[1], choice[2]
+        options = re.findall(r"^\t(.+)$", text.split("Config search path")[0], re.MULTILINE)
+        return f"{group}={name} is not a choice; {_nearest(name, options)}"
+    for link in chain:
+        if isinstance(link, ValidationError) and link.full_key:
+            return _explain_value(link, overrides)
+    key = re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'",
+                    text)  # fmt: skip
+    if key:
+        return f"{key[1]} is not a setting of vidtrain {stage}; {_nearest(key[1], _keys(stage))}"
+    return f"{str(error).strip().splitlines()[0]} (see vidtrain {stage} --help)"
+
+
+def _explain_value(error: ValidationError, overrides: list[str]) -> str:
+    key = str(error.full_key)
+    given = next((o for o in overrides if o.lstrip("+").startswith(f"{key}=")), None)
+    hint = getattr(error, "ref_type", None) or getattr(error, "type_hint", None)
+    reason = str(error.msg or error).splitlines()[0]
+    wanted = {"Integer": "int", "Float": "float", "Boolean": "bool (true or false)"}
+    found = re.search(r"Value '(.*)' of type '(\w+)' could not be converted to (\w+)", reason)
+    if found:
+        return (
+            f"{key}={found[1]!r}: expected {wanted.get(found[3], found[3])}, got {found[2]}"
+        )
+    return f"{given or key}: {reason}" + (f" (expected {hint})" if hint else "")
+
+
+def _keys(stage: str) -> list[str]:
+    """Returns every key and group that the stage knows with its default choices."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = hydra.compose(stage)
+    groups = [p.name for p in conf_dir().iterdir() if p.is_dir()]
+    return sorted({*groups, *_leaves(OmegaConf.to_container(cfg, resolve=False), "")})
+
+
+def _leaves(node: Any, prefix: str) -> list[str]:
+    if not isinstance(node, dict) or not node:
+        return [prefix]
+    dotted = f"{prefix}." if prefix else ""
+    return [leaf for key, child in node.items() for leaf in _leaves(child, f"{dotted}{key}")]
+
+
+def _nearest(word: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
+    if not close:  # a right last part at a wrong place
+        close = [name for name in names if name.split(".")[-1] == word.split(".")[-1]][:3]
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"it must be one of {', '.join(names[:40])}"

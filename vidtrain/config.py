@@ -1,0 +1,266 @@
+"""Every knob that vidtrain's own code reads, with its type, unit and default. No torch here.
+
+Open nodes (`source`, `build`, samplers, optimizer, schedule, mix) are `Any`: they carry `_target_`
+and plain arguments, and the signature of the target is their schema; `build` checks them.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass
+class DataConfig:
+    """Which videos, and how they are read.
+
+    Attributes:
+        name: Short name, part of the run's name.
+        root: Folder that holds the data set.
+        train: Split to train on, in the source's own terms (sub-folder, list file).
+        val: Split to validate and evaluate on.
+        classes: Text file with one class name a line; null: the source finds the names.
+        horizontal_flip: Whether a mirrored video keeps its label.
+        source: Node whose target returns the list of videos.
+        decoder: Decoder back end: pyav or decord; frame folders are read as images.
+        frame_folder_fps: Frames per second of frame folders; null: unknown.
+        num_workers: Loader processes per rank; 0 decodes in the training process.
+        prefetch_batches: Batches each worker keeps ready.
+        timeout_seconds: A loader that gives no batch for so long stops the run; 0 waits forever.
+    """
+
+    name: str = MISSING
+    root: str = MISSING
+    train: str = "train"
+    val: str = "val"
+    classes: str | None = None
+    horizontal_flip: bool = True
+    source: Any = MISSING
+    decoder: str = "pyav"
+    frame_folder_fps: float | None = None
+    num_workers: int = 2
+    prefetch_batches: int = 2
+    timeout_seconds: float = 300.0
+
+
+@dataclass
+class InputConfig:
+    """The clip a model takes.
+
+    Attributes:
+        num_frames: Frames of a clip, T.
+        sampling_rate: Distance of two frames of a clip, in source frames.
+        target_fps: Rate at which sampling_rate counts; null: the video's own.
+        crop_size: Side of the training crop, pixels.
+        short_side: Smallest and largest short side of the training jitter, pixels.
+        eval_crop_size: Side of the evaluation crop, pixels.
+        eval_short_side: Short side in evaluation, pixels.
+        mean: Per-channel RGB mean, for values in [0, 1].
+        std: Per-channel RGB standard deviation, for values in [0, 1].
+    """
+
+    num_frames: int = MISSING
+    sampling_rate: int = MISSING
+    target_fps: float | None = None
+    crop_size: int = MISSING
+    short_side: list[int] = MISSING
+    eval_crop_size: int = MISSING
+    eval_short_side: int = MISSING
+    mean: list[float] = MISSING
+    std: list[float] = MISSING
+
+
+@dataclass
+class ModelConfig:
+    """Which network, and what it takes.
+
+    Attributes:
+        name: Short name, part of the run's name.
+        family: Family of the network, for the table of models.
+        build: Node whose target builds the network; `num_classes` comes from the data.
+        input: The clip it takes.
+    """
+
+    name: str = MISSING
+    family: str = MISSING
+    build: Any = MISSING
+    input: InputConfig = field(default_factory=InputConfig)
+
+
+@dataclass
+class ClipSamplerConfig:
+    """Nodes that pick frame indices, for training and for evaluation."""
+
+    train: Any = MISSING
+    eval: Any = MISSING
+
+
+@dataclass
+class PrecisionConfig:
+    """Arithmetic of forward and backward.
+
+    Attributes:
+        dtype: fp32, bf16 (autocast) or fp16 (autocast with loss scaling).
+        tf32: Whether CUDA may use TF32 for fp32 convolutions and matrix products.
+    """
+
+    dtype: str = "fp32"
+    tf32: bool = False
+
+
+@dataclass
+class LoopConfig:
+    """The training loop.
+
+    Attributes:
+        epochs: Passes over the training split.
+        max_steps: Stop after so many optimizer steps; null: all epochs. The schedule keeps its
+            full length.
+        batch_size: Clips per optimizer step, over all processes and accumulated micro-batches.
+        accumulate: Micro-batches per optimizer step.
+        clip_grad_norm: Largest gradient norm; null: no clipping.
+        label_smoothing: Share of the target spread over all classes, in [0, 1).
+        ema_decay: Decay of the averaged weights per step; null: no average.
+        no_decay_norm_bias: Leave norms and biases out of weight decay.
+        log_every_steps: Steps between two rows of metrics.
+        save_every_steps: Steps between two checkpoints; null: one per epoch.
+    """
+
+    epochs: int = 20
+    max_steps: int | None = None
+    batch_size: int = 16
+    accumulate: int = 1
+    clip_grad_norm: float | None = None
+    label_smoothing: float = 0.0
+    ema_decay: float | None = None
+    no_decay_norm_bias: bool = True
+    log_every_steps: int = 10
+    save_every_steps: int | None = None
+
+
+@dataclass
+class EvalConfig:
+    """Evaluation.
+
+    Attributes:
+        num_clips: Temporal views per video (constant clips).
+        num_crops: Spatial views per clip: 1 centre, or 3 along the longer side.
+        batch_size: Views per forward pass and process.
+        every_epochs: Epochs between two validations while training.
+    """
+
+    num_clips: int = 1
+    num_crops: int = 1
+    batch_size: int = 32
+    every_epochs: int = 1
+
+
+@dataclass
+class TrainConfig:
+    """Root of `vidtrain train`.
+
+    Attributes:
+        name: Run name.
+        runs: Folder of all runs.
+        run_dir: Run folder, made from the two.
+        seed: Seed of everything random.
+        device: auto, cpu, cuda or cuda:N.
+        num_threads: CPU threads per process; null: torch's choice.
+        resume: Go on from the run folder's last checkpoint; false: refuse a folder that has one.
+    """
+
+    name: str = MISSING
+    runs: str = "runs"
+    run_dir: str = MISSING
+    seed: int = 0
+    device: str = "auto"
+    num_threads: int | None = None
+    resume: bool = True
+    data: DataConfig = field(default_factory=DataConfig)
+    clip_sampler: ClipSamplerConfig = field(default_factory=ClipSamplerConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    mix: Any = None
+    optimizer: Any = MISSING
+    schedule: Any = MISSING
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    train: LoopConfig = field(default_factory=LoopConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+@dataclass
+class RunConfig:
+    """What every stage that starts from a finished run shares.
+
+    Attributes:
+        run: Run folder.
+        checkpoint: best, last, or the path of a checkpoint file.
+        device: auto, cpu, cuda or cuda:N.
+        num_threads: CPU threads per process; null: torch's choice.
+    """
+
+    run: str = MISSING
+    checkpoint: str = "best"
+    device: str = "auto"
+    num_threads: int | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    clip_sampler: ClipSamplerConfig = field(default_factory=ClipSamplerConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+
+
+@dataclass
+class EvalStageConfig(RunConfig):
+    """Root of `vidtrain eval`."""
+
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+@dataclass
+class ExportConfig(RunConfig):
+    """Root of `vidtrain export`.
+
+    Attributes:
+        format: onnx, torch_export or torchscript.
+        output: File to write; null: export/ in the run folder.
+        tolerance: Largest allowed difference from eager, in standard deviations of the logits.
+        num_videos: Videos of the validation split that parity is proved on.
+    """
+
+    format: str = "onnx"
+    output: str | None = None
+    tolerance: float = 1e-3
+    num_videos: int = 4
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+@dataclass
+class ModelsConfig:
+    """Root of `vidtrain models`.
+
+    Attributes:
+        pattern: Shell-style pattern of the names to list; plain text matches anywhere.
+        json: Print JSON instead of a table.
+    """
+
+    pattern: str = "*"
+    json: bool = False
+
+
+@dataclass
+class DoctorConfig:
+    """Root of `vidtrain doctor`.
+
+    Attributes:
+        runs: Folder that runs would be written to.
+    """
+
+    runs: str = "runs"
+
+
+SCHEMAS: dict[str, type] = {
+    "train": TrainConfig,
+    "eval": EvalStageConfig,
+    "export": ExportConfig,
+    "models": ModelsConfig,
+    "doctor": DoctorConfig,
+}

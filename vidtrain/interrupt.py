@@ -1,0 +1,40 @@
+"""Ctrl-C and SIGTERM stop a run between two steps, with its state saved."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+
+@dataclass
+class Stop:
+    """Whether a stop was asked for.
+
+    Attributes:
+        signum: Number of the signal, or 0.
+    """
+
+    signum: int = 0
+
+
+@contextmanager
+def deferred() -> Iterator[Stop]:
+    """Notes SIGINT and SIGTERM instead of dying; a second Ctrl-C interrupts at once."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # a launcher's thread: signals are not ours to handle
+        return
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        if stop.signum == signal.SIGINT == signum:
+            raise KeyboardInterrupt
+        stop.signum = signum
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,175 @@
+"""What a training consists of: built once in reading order, saved and restored as one."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from vidtrain import build, checkpoint, distributed, provenance
+from vidtrain.config import TrainConfig
+from vidtrain.data.loading import EvalViews, Plan, TrainClips
+from vidtrain.distributed import World
+from vidtrain.errors import UsageError
+from vidtrain.training.averaging import average_of
+from vidtrain.training.mixing import Mix
+from vidtrain.training.precision import Precision
+
+# Settings that may differ between the parts of a resumed run: they do not change the weights.
+FREE_TO_CHANGE = (
+    "name", "runs", "run_dir", "resume", "device", "num_threads", "data.root", "data.num_workers",
+    "data.prefetch_batches", "data.timeout_seconds", "train.log_every_steps",
+    "train.save_every_steps", "train.max_steps", "eval.",
+)  # fmt: skip
+
+
+@dataclass
+class Parts:
+    """The parts of a training.
+
+    Attributes:
+        clips: Training samples.
+        views: Validation views.
+        plan: Arithmetic of batches.
+        model: The plain network, on its device.
+        network: The network as it is called: wrapped for DDP, or the same.
+        average: Averaged weights, or None.
+        optimizer: Optimizer; each group has its `base_lr`.
+        schedule: Factor on the base learning rate, by step.
+        precision: Arithmetic and loss scaler.
+        mix: Mixup and cutmix, or None.
+        step: Optimizer steps taken.
+        best: Best validation so far, {"top1": share, "step": step}; or empty.
+    """
+
+    clips: TrainClips
+    views: EvalViews
+    plan: Plan
+    model: nn.Module
+    network: nn.Module
+    average: ModelEmaV3 | None
+    optimizer: torch.optim.Optimizer
+    schedule: Callable[[int], float]
+    precision: Precision
+    mix: Mix | None
+    step: int = 0
+    best: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, by label."""
+        return self.clips.videos.class_names
+
+    @property
+    def data_record(self) -> dict[str, Any]:
+        """Fingerprints of both splits."""
+        return {
+            "train": provenance.fingerprint(self.clips.videos),
+            "val": provenance.fingerprint(self.views.videos),
+        }
+
+
+def build_parts(config: TrainConfig, world: World) -> Parts:
+    """Builds everything: precision, data, model, optimizer, schedule.
+
+    Raises:
+        UsageError: Settings that are wrong or do not fit together.
+        InputError: The data is not there or not readable.
+    """
+    precision = Precision(config.precision.dtype, world.device, tf32=config.precision.tf32)
+    # Rank 0 first: a source may have to write its files.
+    listed = distributed.together(lambda: build.videos(config.data, "train"), world)
+    names = listed.class_names
+    held_out = distributed.together(
+        lambda: build.videos(config.data, "val", class_names=names), world
+    )
+    plan = build.plan(config.train, num_videos=len(listed.videos), world_size=world.size)
+    mix = build.component(config.mix, "mix") if config.mix is not None else None
+    if mix is not None and plan.micro_batch % 2:
+        raise UsageError(
+            f"mix pairs clips, but each of {world.size} processes has {plan.micro_batch} clips per "
+            "micro-batch; make it even with train.batch_size or train.accumulate, or use mix=none"
+        )
+    model = build.model(config.model, num_classes=len(names), seed=config.seed).to(world.device)
+    optimizer = build.optimizer(
+        config.optimizer, model, no_decay_norm_bias=config.train.no_decay_norm_bias
+    )
+    schedule = partial(
+        build.component, config.schedule, "schedule",
+        total_steps=plan.total_steps, steps_per_epoch=plan.steps_per_epoch,
+    )  # fmt: skip
+    schedule(0)  # a schedule that does not fit says so now
+    decay = config.train.ema_decay
+    return Parts(
+        clips=build.train_clips(config, listed, world.device),
+        views=build.eval_views(config, config.eval, held_out, world.device),
+        plan=plan,
+        model=model,
+        network=model,
+        average=average_of(model, decay) if decay is not None else None,
+        optimizer=optimizer,
+        schedule=schedule,
+        precision=precision,
+        mix=mix,
+    )
+
+
+def save(parts: Parts, config: TrainConfig, folder: Path) -> None:
+    """Writes checkpoints/last.pt, and best.pt if this step's validation was the best so far.
+
+    Raises:
+        InputError: It cannot be written; earlier checkpoints are intact.
+    """
+    last = folder / "checkpoints" / "last.pt"
+    state = {
+        "model": parts.model.state_dict(),
+        "average": None if parts.average is None else parts.average.module.state_dict(),
+        "optimizer": parts.optimizer.state_dict(),
+        "scaler": parts.precision.scaler.state_dict(),
+        "step": parts.step,
+        "best": parts.best,
+        "class_names": list(parts.class_names),
+        "config": dataclasses.asdict(config),
+        "data": parts.data_record,
+    }
+    checkpoint.save(last, state)
+    if parts.best.get("step") == parts.step:
+        checkpoint.duplicate(last, last.with_name("best.pt"))
+
+
+def restore(parts: Parts, config: TrainConfig, folder: Path, device: torch.device) -> None:
+    """Takes the run folder's last checkpoint up, if there is one.
+
+    Raises:
+        UsageError: The config or the data has changed, or resume=false met a checkpoint.
+        InputError: The checkpoint is damaged.
+    """
+    last = folder / "checkpoints" / "last.pt"
+    if not last.exists():
+        return
+    if not config.resume:
+        raise UsageError(
+            f"resume=false, but {last} exists; give a new name with name=, or remove the folder"
+        )
+    state = checkpoint.load(last, device)
+    changed = checkpoint.config_differences(
+        state["config"], dataclasses.asdict(config), ignore=FREE_TO_CHANGE
+    )
+    if state["data"] != parts.data_record:
+        changed.append(f"list of videos: {state['data']} -> {parts.data_record}")
+    if changed:
+        raise UsageError(
+            f"{folder} was trained with other settings ({'; '.join(changed)}); undo the change to "
+            "go on with that run, or start a new one with name="
+        )
+    parts.model.load_state_dict(state["model"])
+    if parts.average is not None:
+        parts.average.module.load_state_dict(state["average"])
+    parts.optimizer.load_state_dict(state["optimizer"])
+    parts.precision.scaler.load_state_dict(state["scaler"])
+    parts.step, parts.best = state["step"], state["best"]

@@ -1,0 +1,83 @@
+"""Export a run's model, and prove on real clips that the file computes what eager does."""
+
+from pathlib import Path
+
+import torch
+
+from vidtrain import build, distributed, runlog
+from vidtrain.config import ExportConfig
+from vidtrain.data.augment import to_input
+from vidtrain.data.loading import ClipBatch
+from vidtrain.errors import InputError, UsageError
+from vidtrain.export.formats import FORMATS, replacing
+from vidtrain.export.parity import check, compare, parity_batches
+from vidtrain.export.sidecar import Preprocessing, write_sidecar
+from vidtrain.finished import Finished, open_run
+
+
+def export(config: ExportConfig) -> None:
+    """Writes the model file and, beside it, a JSON with labels, preprocessing and parity.
+
+    Raises:
+        UsageError: Unknown format.
+        InputError: The run or a video cannot be read, or the difference from eager is above
+            `tolerance`: then no file is left behind.
+    """
+    if config.format not in FORMATS:
+        raise UsageError(f"format={config.format!r} is unknown; use one of {', '.join(FORMATS)}")
+    chosen = FORMATS[config.format]
+    with distributed.session("cpu", num_threads=config.num_threads) as world:
+        if not world.is_main:
+            return
+        run = open_run(config, world)
+        clips = real_clips(config, run)
+        path = Path(config.output or run.folder / "export" / f"model{chosen.suffix}")
+        runlog.console.print(
+            f"exporting {config.model.name} from {run.checkpoint} to {config.format}", markup=False
+        )
+        with replacing(path) as temporary:
+            exported = chosen.write(run.model, clips[:2], temporary, dynamic_time=True)
+            batches = parity_batches(clips, dynamic_time="time" in exported.dynamic_axes)
+            parity = compare(run.model, chosen.load(temporary), batches)
+            check(parity, config.tolerance)
+        inputs = config.model.input
+        preprocessing = Preprocessing(
+            num_frames=inputs.num_frames,
+            sampling_rate=inputs.sampling_rate,
+            target_fps=inputs.target_fps,
+            short_side=inputs.eval_short_side,
+            crop_size=inputs.eval_crop_size,
+            mean=inputs.mean,
+            std=inputs.std,
+            clip_sampler=config.clip_sampler.eval["_target_"].rpartition(".")[2],
+        )
+        sidecar = write_sidecar(
+            path, exported=exported, parity=parity, preprocessing=preprocessing,
+            class_names=run.class_names, run=run.folder.name, checkpoint=run.checkpoint.name,
+            tolerance=config.tolerance,
+        )  # fmt: skip
+    if exported.note:
+        print(exported.note)
+    print(
+        f"parity with eager over {parity.num_clips} real clips: max abs logit difference "
+        f"{parity.max_abs:.2e}, relative {parity.max_rel:.2e} (tolerance {config.tolerance:.0e}), "
+        f"top-1 agreement {parity.top1_agreement:.0%}\n"
+        f"written {path} ({path.stat().st_size / 1e6:.1f} MB, free axes: "
+        f"{', '.join(exported.dynamic_axes)}) and {sidecar.name}"
+    )
+
+
+def real_clips(config: ExportConfig, run: Finished) -> torch.Tensor:
+    """Returns one normalised clip each of the first validation videos, (B, 3, T, H, W) float32."""
+    if config.num_videos < 2:
+        raise UsageError(f"num_videos={config.num_videos} must be at least 2")
+    listed = build.videos(config.data, "val", class_names=run.class_names)
+    views = build.eval_views(config, config.eval, listed, torch.device("cpu"))
+    inputs = config.model.input
+    clips = []
+    for index in range(min(config.num_videos, len(listed.videos))):
+        batch = views[index]
+        if not isinstance(batch, ClipBatch):
+            raise InputError(batch)
+        clips.append(to_input(batch.clips[:1], mean=inputs.mean, std=inputs.std))
+    return torch.cat(clips)
