@@ -151,8 +151,9 @@ def videos(
     """
     split = getattr(config, part)
     if class_names is None and config.classes is not None:
-        class_names = read_class_names(config.classes, config.root)
-    listed = component(config.source, "data.source", config.root, split=split,
+        class_names = read_class_names(config.classes, os.path.expanduser(config.root))
+    root = os.path.expanduser(config.root)
+    listed = component(config.source, "data.source", root, split=split,
                        class_names=class_names)  # fmt: skip
     if not listed.videos:
         raise InputError(

@@ -40,6 +40,8 @@ stages:
 
 def main() -> None:
     """Entry point of the `vidtrain` command."""
+    # Read when torch loads: its threads sleep while idle, and leave the cores to the loader.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(run(sys.argv[1:]))
 
 
@@ -112,7 +114,7 @@ def _run_stage(stage: str, overrides: list[str]) -> None:
             failures.append(error)
             return None
 
-    composing.run_hydra(stage, overrides, call)
+    composing.run_hydra(stage, overrides, call, conf=conf_dir())
     if failures:
         raise failures[0]
 

@@ -16,7 +16,6 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from vidtrain.cli import conf_dir
 from vidtrain.config import SCHEMAS, RunConfig
 from vidtrain.errors import InputError, UsageError
 
@@ -24,13 +23,16 @@ from vidtrain.errors import InputError, UsageError
 RECORDED = ("data", "clip_sampler", "model", "precision", "eval")
 
 
-def run_hydra(stage: str, overrides: list[str], call: Callable[[Any], Any]) -> None:
+def run_hydra(
+    stage: str, overrides: list[str], call: Callable[[Any], Any], *, conf: Path
+) -> None:
     """Composes a stage's config with Hydra and calls the stage with typed plain objects.
 
     Args:
         stage: Name of the root YAML.
         overrides: The rest of the command line, Hydra's flags included.
         call: What to do with the config; called once per run of a sweep.
+        conf: Folder of the shipped YAML files.
 
     Raises:
         UsageError: A choice, key, value or type is wrong; the message names the nearest valid ones.
@@ -40,13 +42,13 @@ def run_hydra(stage: str, overrides: list[str], call: Callable[[Any], Any]) -> N
     if issubclass(SCHEMAS[stage], RunConfig) and "--hydra-help" not in overrides:
         _record_run(stage, overrides)
     before = sys.argv
-    sys.argv = [f"vidtrain {stage}", *overrides]
+    sys.argv = [f"vidtrain {stage}", *overrides, *_sweep_names(overrides)]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us, and we say them in one sentence
-    entry = hydra.main(config_path=str(conf_dir()), config_name=stage, version_base="1.3")
+    entry = hydra.main(config_path=str(conf), config_name=stage, version_base="1.3")
     try:
         entry(lambda cfg: call(to_objects(cfg)))()
     except (HydraException, OmegaConfBaseException) as error:
-        raise UsageError(explain(error, stage, overrides)) from error
+        raise UsageError(explain(error, stage, overrides, conf)) from error
     except OSError as error:
         raise InputError(
             f"cannot make the run folder {error.filename}: {error.strerror}; "
@@ -76,6 +78,15 @@ def to_objects(cfg: DictConfig) -> Any:
     return OmegaConf.to_object(cfg)
 
 
+def _sweep_names(overrides: list[str]) -> list[str]:
+    """Returns the setting that names a sweep's folders by what it sweeps over, and nothing else."""
+    if not {"-m", "--multirun"} & set(overrides):
+        return []
+    given = [o.lstrip("+").split("=", 1) for o in overrides if "=" in o and not o.startswith("-")]
+    fixed = [key for key, value in given if "," not in value and not value.endswith(")")]
+    return [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]"]
+
+
 def _record_run(stage: str, overrides: list[str]) -> None:
     """Puts the nodes of the run's config under this stage's, so that overrides still win."""
     values = dict(o.split("=", 1) for o in overrides if "=" in o and not o.startswith("-"))
@@ -99,7 +110,7 @@ def _record_run(stage: str, overrides: list[str]) -> None:
     ConfigStore.instance().store(name="recorded_run", node=nodes)
 
 
-def explain(error: Exception, stage: str, overrides: list[str]) -> str:
+def explain(error: Exception, stage: str, overrides: list[str], conf: Path) -> str:
     """Returns one sentence for a person: what is wrong, and the nearest valid names."""
     chain: list[BaseException] = []
     link: BaseException | None = error
@@ -118,8 +129,9 @@ def explain(error: Exception, stage: str, overrides: list[str]) -> str:
     key = re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'",
                     text)  # fmt: skip
     if key:
-        return f"{key[1]} is not a setting of vidtrain {stage}; {_nearest(key[1], _keys(stage))}"
-    return f"{str(error).strip().splitlines()[0]} (see vidtrain {stage} --help)"
+        return f"{key[1]} is not a setting of vidtrain {stage}; {_nearest(key[1], _keys(stage, conf))}"
+    said = next((str(link).strip() for link in chain if str(link).strip()), type(error).__name__)
+    return f"{said.splitlines()[0]} (see vidtrain {stage} --help)"
 
 
 def _explain_value(error: ValidationError, overrides: list[str]) -> str:
@@ -136,12 +148,12 @@ def _explain_value(error: ValidationError, overrides: list[str]) -> str:
     return f"{given or key}: {reason}" + (f" (expected {hint})" if hint else "")
 
 
-def _keys(stage: str) -> list[str]:
+def _keys(stage: str, conf: Path) -> list[str]:
     """Returns every key and group that the stage knows with its default choices."""
     GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with hydra.initialize_config_dir(str(conf), version_base="1.3"):
         cfg = hydra.compose(stage)
-    groups = [p.name for p in conf_dir().iterdir() if p.is_dir()]
+    groups = [p.name for p in conf.iterdir() if p.is_dir()]
     return sorted({*groups, *_leaves(OmegaConf.to_container(cfg, resolve=False), "")})
 
 

@@ -34,6 +34,13 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def shown_path(path: str) -> Path:
+    """Returns a path as a person would type it: relative where it lies below the working folder."""
+    absolute = Path(path).resolve()
+    below = absolute.is_relative_to(Path.cwd())
+    return absolute.relative_to(Path.cwd()) if below else absolute
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a small text file atomically."""
     with writing(path):

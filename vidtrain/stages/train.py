@@ -6,7 +6,6 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from vidtrain.errors import InputError, Interrupted
 from vidtrain.evaluation import evaluate
 from vidtrain.parts import Parts, build_parts, restore, save
 from vidtrain.report.plots import plot_clip_grid, plot_confusion, plot_curves
-from vidtrain.runlog import Meter, RunLog
+from vidtrain.runlog import Meter, RunLog, shown_path
 from vidtrain.tasks import classification
 from vidtrain.training.mixing import mix_clips
 
@@ -38,7 +37,7 @@ def train(config: TrainConfig) -> float | None:
         InputError: Unreadable data, a folder that cannot be written, a loss that is not finite.
         Interrupted: A signal stopped the run; its state is saved.
     """
-    began, folder = time.perf_counter(), Path(config.run_dir)
+    began, folder = time.perf_counter(), shown_path(config.run_dir)
     with distributed.session(config.device, num_threads=config.num_threads) as world:
         parts = build_parts(config, world)
         restore(parts, config, folder, world.device)
@@ -109,13 +108,15 @@ def optimizer_step(
     rate = parts.schedule(step)
     for group in parts.optimizer.param_groups:
         group["lr"] = group["base_lr"] * rate
-    torch.manual_seed(randomness.derive(config.seed, randomness.STEP, step, world.rank))
     loss = torch.zeros((), device=world.device)
     seen: list[int] = []
     for micro in range(accumulate):
         with meter.waiting():
             batch = next(batches)
         clips, targets = model_input(parts, config, world, step, batch)
+        # Last thing before the forward pass: a loader may draw from the global generator too.
+        key = (randomness.STEP, step, micro, world.rank)
+        torch.manual_seed(randomness.derive(config.seed, *key))
         communicate = micro == accumulate - 1 or world.size == 1
         with nullcontext() if communicate else parts.network.no_sync():  # type: ignore[operator]
             with parts.precision.autocast():
@@ -177,7 +178,7 @@ def validate(
     found = classification.figures(scores, parts.views.videos.class_names)
     shown = {k: found[k] for k in ("top1", "top5", "loss", "mean_class_accuracy", "num_videos")}
     log.row("val", step=parts.step, epoch=epoch, **shown)
-    log.say(f"epoch {epoch:g}: {classification.summary(found)}")
+    log.say(f"epoch {epoch:.4g}: {classification.summary(found)}")
     if found["top1"] > parts.best.get("top1", -1.0):
         parts.best = {"top1": found["top1"], "step": parts.step}
         confusion = np.array(found["confusion"])
@@ -222,6 +223,8 @@ def introduce(parts: Parts, config: TrainConfig, log: RunLog, world: World) -> N
         return
     keys = next(plan.micro_batches(seed=config.seed, rank=0, start_step=0))[:8]
     batch = join_samples([parts.clips[key] for key in keys])
+    if isinstance(batch, str):
+        raise InputError(batch)
     clips, targets = model_input(parts, config, world, 0, batch)
     pixels = to_pixels(clips, mean=inputs.mean, std=inputs.std).numpy()
     picture = log.folder / "inputs.png"

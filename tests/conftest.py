@@ -1,0 +1,83 @@
+"""Real small videos and the real command line, shared by the tests."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+TESTS = Path(__file__).parent
+REPO = TESTS.parent
+TINY = ("--config-dir", str(TESTS / "my_conf"), "model=tiny")
+CLASSES = ("dark", "grey", "light")
+
+
+def write_video(path: Path, frames: np.ndarray, *, fps: int = 25) -> None:
+    """Writes (T, H, W, 3) uint8 frames as H.264 mp4."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps)
+        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
+        container.mux(stream.encode())
+
+
+def noise(seed: int, level: int, frames: int = 16) -> np.ndarray:
+    """Returns (T, 40, 64, 3) noise around a grey level."""
+    rng = np.random.default_rng(seed)
+    return np.clip(rng.normal(level, 30, (frames, 40, 64, 3)), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def class_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder data set: 3 classes, 24 training and 13 validation videos of varied length."""
+    root = tmp_path_factory.mktemp("class_folders")
+    for split, count in (("train", 24), ("val", 13)):
+        for index in range(count):
+            label = index % 3
+            pixels = noise(index + 100 * (split == "val"), 50 + 60 * label, 12 + index % 7)
+            write_video(root / split / CLASSES[label] / f"{split}{index:02d}.mp4", pixels)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def user_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a user with an own model sets; one thread, so that bits do not depend on the machine."""
+    monkeypatch.setenv("VIDTRAIN_ALLOW_TARGETS", "my_models")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(REPO)]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.syspath_prepend(str(TESTS))
+
+
+def vidtrain(
+    *args: str, cwd: Path, timeout: float = 240, prefix: tuple[str, ...] = ("-m", "vidtrain")
+) -> subprocess.CompletedProcess[str]:
+    """Runs the real command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, *prefix, *args],
+        cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Runs the command line in this process, from an empty folder; returns its exit code."""
+    from vidtrain.cli import run
+
+    monkeypatch.chdir(tmp_path)
+    return lambda *args: run(list(args))
+
+
+@pytest.fixture
+def small_run(class_folders: Path) -> tuple[str, ...]:
+    """Arguments of a training that takes a second per epoch."""
+    return (
+        *TINY, "data=folder", f"data.root={class_folders}", "data.num_workers=0", "num_threads=1",
+        "train.batch_size=4", "train.epochs=2", "eval.batch_size=4", "train.log_every_steps=1",
+        "name=small",
+    )  # fmt: skip

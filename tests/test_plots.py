@@ -1,0 +1,130 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from vidtrain.report.plots import plot_clip_grid, plot_confusion, plot_curves
+
+
+def rows(*, num_steps: int, num_epochs: int, top5: bool = True, scale: float = 1.0) -> list[dict]:
+    """Metrics as a training of so many logged steps writes them."""
+    found: list[dict] = []
+    for step in range(1, num_steps + 1):
+        done = step / num_steps
+        values = {"step": step, "epoch": num_epochs * done}
+        loss = scale * float(np.exp(-2 * done))
+        found.append({"kind": "train", **values, "loss": loss, "lr": 0.1 * (1 - done)})
+        if step % max(1, num_steps // num_epochs) == 0:
+            shares = {"top1": 0.8 * done, "top5": 0.9 * done if top5 else None}
+            found.append({"kind": "val", **values, **shares, "loss": loss})
+    return found
+
+
+def confusion(num_classes: int, *, seed: int = 0) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    return generator.integers(0, 4, (num_classes, num_classes)) + 20 * np.eye(
+        num_classes, dtype=int
+    )
+
+
+def pixels(path) -> np.ndarray:
+    """The picture, after checking that it is a whole PNG of a size that fits a screen or page."""
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        array = np.asarray(image.convert("RGB"))
+    height, width = array.shape[:2]
+    assert 200 <= height <= 2500
+    assert 300 <= width <= 2500
+    assert len(np.unique(array)) > 10  # not blank
+    return array
+
+
+@pytest.mark.parametrize(
+    ("metrics", "other"),
+    [
+        (rows(num_steps=600, num_epochs=30), rows(num_steps=600, num_epochs=30, scale=2)),
+        (rows(num_steps=1, num_epochs=1), []),
+        (rows(num_steps=3, num_epochs=1), rows(num_steps=3, num_epochs=1, top5=False)),
+    ],
+    ids=["long", "one row", "without top-5"],
+)
+def test_curves_show_the_metrics(metrics, other, tmp_path):
+    plot_curves(metrics, tmp_path / "a.png")
+    plot_curves(other, tmp_path / "b.png")
+    plot_curves(metrics, tmp_path / "again.png")
+    shown = pixels(tmp_path / "a.png")
+    assert not np.array_equal(shown, pixels(tmp_path / "b.png"))
+    np.testing.assert_array_equal(shown, pixels(tmp_path / "again.png"))
+
+
+def test_curves_survive_a_loss_that_is_not_finite(tmp_path):
+    metrics = rows(num_steps=200, num_epochs=2)
+    plot_curves(metrics, tmp_path / "finite.png")
+    assert metrics[50]["kind"] == "train"
+    metrics[50]["loss"] = float("nan")
+    plot_curves(metrics, tmp_path / "broken.png")
+    whole, broken = pixels(tmp_path / "finite.png"), pixels(tmp_path / "broken.png")
+    assert (whole != broken).any(2).mean() < 0.01  # a gap, nothing more
+
+
+@pytest.mark.parametrize("num_classes", [2, 6, 40, 400])
+def test_confusion_is_drawn_at_any_number_of_classes(num_classes, tmp_path):
+    names = [f"a long name of class {index}" for index in range(num_classes)]
+    plot_confusion(confusion(num_classes), names, tmp_path / "a.png")
+    plot_confusion(confusion(num_classes, seed=1), names, tmp_path / "b.png")
+    assert not np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"))
+
+
+def test_confusion_colours_are_shares_of_the_true_class(tmp_path):
+    plot_confusion(np.array([[5, 5], [0, 40]]), ["a", "b"], tmp_path / "few.png")
+    plot_confusion(np.array([[50, 50], [0, 4]]), ["a", "b"], tmp_path / "many.png")
+    few, many = pixels(tmp_path / "few.png"), pixels(tmp_path / "many.png")
+    assert few.shape == many.shape
+    different = (few != many).any(2)
+    assert 0 < different.mean() < 0.02  # the numbers and the title only, not the colours
+
+
+def test_confusion_marks_classes_without_videos(tmp_path):
+    grey = [217, 217, 217]
+    matrix = confusion(3)
+    plot_confusion(matrix, ["a", "b", "c"], tmp_path / "full.png")
+    matrix[1] = 0
+    plot_confusion(matrix, ["a", "b", "c"], tmp_path / "gap.png")
+    assert (pixels(tmp_path / "full.png") == grey).all(2).mean() < 0.005
+    assert (pixels(tmp_path / "gap.png") == grey).all(2).mean() > 0.1
+
+
+def test_names_with_dollars_are_no_formulas(tmp_path):
+    plot_confusion(confusion(2), ["costs $5 {", "costs $6 ^"], tmp_path / "a.png")
+    clip = np.zeros((1, 2, 8, 8, 3), np.uint8)
+    plot_clip_grid(clip, ["$5 ^ and $6 {"], tmp_path / "b.png")
+    pixels(tmp_path / "a.png")
+    pixels(tmp_path / "b.png")
+
+
+def test_confusion_refuses_names_that_do_not_fit(tmp_path):
+    with pytest.raises(ValueError, match=r"\(3, 3\) for 2 class names"):
+        plot_confusion(confusion(3), ["a", "b"], tmp_path / "a.png")
+
+
+def test_clip_grid_shows_first_and_last_frame_in_true_colour(tmp_path):
+    clips = np.full((2, 20, 24, 32, 3), 255, np.uint8)
+    clips[0, 0], clips[1, -1], clips[0, 1] = (255, 0, 0), (0, 0, 255), (0, 255, 0)
+    plot_clip_grid(clips, ["run", "a label so long that it has to be broken"], tmp_path / "a.png")
+    shown = pixels(tmp_path / "a.png")
+    sizes = {}
+    for name, colour in (("first", [255, 0, 0]), ("last", [0, 0, 255]), ("second", [0, 255, 0])):
+        rows_, columns = np.nonzero((shown == colour).all(2))
+        sizes[name] = len(rows_)
+        if name != "second":
+            assert np.ptp(columns) + 1 == pytest.approx((np.ptp(rows_) + 1) * 32 / 24, abs=3)
+    assert sizes["first"] > 5000
+    assert sizes["last"] > 5000
+    assert sizes["second"] == 0  # 8 of 20 frames: 0, 3, 5 ...
+
+
+def test_clip_grid_of_one_frame_and_wrong_labels(tmp_path):
+    clips = np.random.default_rng(0).integers(0, 255, (1, 1, 16, 16, 3)).astype(np.uint8)
+    plot_clip_grid(clips, [""], tmp_path / "a.png")
+    pixels(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="1 clips but 2 labels"):
+        plot_clip_grid(clips, ["a", "b"], tmp_path / "a.png")

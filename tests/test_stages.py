@@ -1,0 +1,296 @@
+"""train, eval and export on real small videos: what they write, how they resume, how they fail."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASSES, noise, vidtrain, write_video
+from PIL import Image
+from test_checkpoint import full_disk
+
+from vidtrain import checkpoint
+
+Cli = Callable[..., int]
+FULL = ("mix=mixup_cutmix", "train.ema_decay=0.9", "train.accumulate=2", "train.label_smoothing=0.1",
+        "train.clip_grad_norm=1.0", "model.build.dropout=0.3")  # fmt: skip
+
+
+def rows(run: str = "runs/small") -> list[dict]:
+    return [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+
+
+def same_state(first: Path, second: Path) -> None:
+    """Asserts that two checkpoints hold the same bits, save for where they were trained."""
+    one, two = (checkpoint.load(path) for path in (first, second))
+    for part in ("model", "average"):
+        if one[part] is None:
+            assert two[part] is None
+            continue
+        for key, value in one[part].items():
+            assert torch.equal(value, two[part][key]), f"{part}.{key}"
+    for index, state in one["optimizer"]["state"].items():
+        for key, value in state.items():
+            assert torch.equal(value, two["optimizer"]["state"][index][key]), f"{index}.{key}"
+    assert one["step"] == two["step"] and one["best"] == two["best"]
+
+
+def test_train_eval_export_from_one_run_folder(
+    cli: Cli, small_run: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli("train", *small_run) == 0
+    said = capsys.readouterr().err
+    assert "best val top-1" in said and "ETA" in said and "data wait" in said
+    run = Path("runs/small")
+    found = {p.name for p in run.iterdir()}
+    assert found >= {"config.yaml", "run.json", "metrics.jsonl", "tensorboard", "checkpoints",
+                     "curves.png", "confusion_matrix.png", "inputs.png"}  # fmt: skip
+    for name in ("curves.png", "confusion_matrix.png", "inputs.png"):
+        with Image.open(run / name) as picture:
+            assert min(picture.size) > 100
+    kinds = [row["kind"] for row in rows()]
+    assert kinds.count("train") == 12 and kinds.count("val") == 2
+    assert {"loss", "lr", "clips_per_second", "wait_share"} <= rows()[0].keys()
+    assert "${" not in (run / "config.yaml").read_text()
+
+    assert cli("eval", "run=runs/small", "eval.num_clips=2", "eval.num_crops=3") == 0
+    out = capsys.readouterr().out
+    assert "78 views" in out and all(name in out for name in CLASSES)
+    results = json.loads((run / "eval" / "results.json").read_text())
+    confusion = np.array(results["confusion"])
+    assert confusion.sum() == results["num_videos"] == 13
+    predictions = [json.loads(s) for s in (run / "eval/predictions.jsonl").read_text().splitlines()]
+    assert sum(p["label"] == p["prediction"] for p in predictions) == results["correct"]
+
+    # The best checkpoint's figure is the one that training reported.
+    assert cli("eval", "run=runs/small") == 0
+    again = json.loads((run / "eval" / "results.json").read_text())
+    assert again["top1"] == checkpoint.load(run / "checkpoints/best.pt")["best"]["top1"]
+
+    assert cli("export", "run=runs/small", "format=torch_export", "num_videos=3") == 0
+    out = capsys.readouterr().out
+    assert "max abs logit difference" in out
+    beside = json.loads((run / "export" / "model.pt2.json").read_text())
+    assert beside["labels"] == list(CLASSES) and beside["input"]["num_frames"] == 4
+
+
+@pytest.mark.parametrize("format_and_suffix", [("onnx", "onnx"), ("torchscript", "pt")])
+def test_other_export_formats(
+    cli: Cli, small_run: tuple[str, ...], format_and_suffix: tuple[str, str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    name, suffix = format_and_suffix
+    assert cli("train", *small_run, "train.max_steps=1") == 0
+    assert cli("export", "run=runs/small", f"format={name}", f"output=out/m.{suffix}") == 0
+    assert Path(f"out/m.{suffix}").stat().st_size > 1000 and Path(f"out/m.{suffix}.json").is_file()
+    capsys.readouterr()
+    # A file that differs is refused and not left behind; only TorchScript runs eager's own kernels.
+    code = cli("export", "run=runs/small", f"format={name}", "output=no.x", "tolerance=1e-12")
+    said = capsys.readouterr()
+    assert code == ("logit difference 0.00e+00" not in said.out) == (not Path("no.x").exists())
+    assert code == 0 or "tolerance" in said.err
+    assert cli("export", "run=runs/small", "format=onx") == 2
+    assert "use one of onnx, torch_export, torchscript" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ten_and_ten_steps_equal_twenty_bit_for_bit(
+    cli: Cli, small_run: tuple[str, ...], workers: int
+) -> None:
+    settings = (*small_run, *FULL, "train.epochs=4", f"data.num_workers={workers}")
+    assert cli("train", *settings, "name=whole", "data.num_workers=0", "train.max_steps=20") == 0
+    assert cli("train", *settings, "name=parts", "train.max_steps=10") == 0
+    assert checkpoint.load(Path("runs/parts/checkpoints/last.pt"))["step"] == 10  # 6 per epoch
+    assert cli("train", *settings, "name=parts", "train.max_steps=20") == 0
+    same_state(Path("runs/whole/checkpoints/last.pt"), Path("runs/parts/checkpoints/last.pt"))
+    timing = ("clips_per_second", "wait_share")
+    whole, parts = (
+        [{k: v for k, v in row.items() if k not in timing} for row in rows(f"runs/{name}")]
+        for name in ("whole", "parts")
+    )
+    # The run in parts also validated where it stopped.
+    assert [row for row in parts if row["kind"] == "train"] == [
+        row for row in whole if row["kind"] == "train"
+    ]
+
+
+def test_kill_minus_nine_then_the_same_command(
+    cli: Cli, small_run: tuple[str, ...], tmp_path: Path
+) -> None:
+    settings = (*small_run, *FULL, "train.epochs=3", "train.save_every_steps=2")
+    assert cli("train", *settings, "name=whole") == 0
+    command = [sys.executable, "-m", "vidtrain", "train", *settings, "name=killed"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
+        last = tmp_path / "runs/killed/checkpoints/last.pt"
+        while process.poll() is None and not last.exists():
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
+    assert cli("train", *settings, "name=killed") == 0
+    same_state(tmp_path / "runs/whole/checkpoints/last.pt", last)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_leaves_with_its_code(
+    small_run: tuple[str, ...], tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    command = [sys.executable, "-m", "vidtrain", "train", *small_run, "train.epochs=500"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        metrics = tmp_path / "runs/small/metrics.jsonl"
+        while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+            time.sleep(0.02)
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == code, said
+    assert "stopped and saved at step" in said and "the same command goes on" in said
+    step = checkpoint.load(tmp_path / "runs/small/checkpoints/last.pt")["step"]
+    assert f"step {step} of 3000" in said
+
+
+def test_a_finished_run_is_left_alone_and_a_changed_one_refused(
+    cli: Cli, small_run: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli("train", *small_run) == 0
+    last = Path("runs/small/checkpoints/last.pt")
+    before = last.read_bytes()
+    assert cli("train", *small_run, "data.num_workers=1") == 0
+    assert "done: step 12 of 12" in capsys.readouterr().err
+    assert cli("train", *small_run, "optimizer.lr=0.5", "train.epochs=9") == 2
+    error = capsys.readouterr().err
+    assert "optimizer.lr: 0.001 -> 0.5" in error and "train.epochs: 2 -> 9" in error
+    assert "name=" in error
+    assert cli("train", *small_run, "resume=false") == 2
+    assert "resume=false, but" in capsys.readouterr().err
+    assert last.read_bytes() == before
+
+
+def test_changed_videos_are_refused(
+    cli: Cli, small_run: tuple[str, ...], class_folders: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    shutil.copytree(class_folders, tmp_path / "moved")
+    moved = (*small_run, "data.root=moved", "train.max_steps=1")
+    assert cli("train", *small_run, "train.max_steps=1") == 0
+    assert cli("train", *moved) == 0, "the same files at another place are the same data"
+    next((tmp_path / "moved" / "train" / "dark").iterdir()).unlink()
+    assert cli("train", *moved) == 2
+    assert "list of videos" in capsys.readouterr().err
+
+
+def test_a_full_disk_loses_no_earlier_checkpoint(
+    cli: Cli, small_run: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli("train", *small_run, "train.max_steps=2") == 0
+    last = Path("runs/small/checkpoints/last.pt")
+    with full_disk(20_000):
+        assert cli("train", *small_run, "train.max_steps=4") == 1
+    assert "cannot write" in (said := capsys.readouterr().err) and "Traceback" not in said
+    assert checkpoint.load(last)["step"] == 2
+
+
+def test_an_unreadable_video_stops_the_run_with_its_name(
+    cli: Cli, small_run: tuple[str, ...], class_folders: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    root = shutil.copytree(class_folders, tmp_path / "data")
+    victim = root / "train" / "grey" / "train01.mp4"
+    victim.write_bytes(b"")
+    for workers in (0, 2):
+        assert cli("train", *small_run, f"data.root={root}", f"data.num_workers={workers}") == 1
+        error = capsys.readouterr().err
+        assert "train01.mp4" in error and "Traceback" not in error
+    shutil.copy(class_folders / "train" / "grey" / "train01.mp4", victim)
+    assert cli("train", *small_run, f"data.root={root}", "train.max_steps=1") == 0
+    (root / "val" / "light" / "val02.mp4").write_text("not a video")
+    assert cli("eval", "run=runs/small", f"data.root={root}") == 1
+    assert "val02.mp4" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_stops_early_and_clearly(
+    cli: Cli, small_run: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = (*small_run, "optimizer=sgd", "optimizer.lr=1e30", "schedule.warmup_epochs=0")
+    assert cli("train", *settings) == 1
+    error = capsys.readouterr().err
+    assert "loss is nan" in error and "optimizer.lr" in error and ".mp4" in error
+    assert "Traceback" not in error
+
+
+def test_worker_count_does_not_change_a_bit(cli: Cli, small_run: tuple[str, ...]) -> None:
+    for workers in (0, 3):
+        settings = (*small_run, *FULL, f"data.num_workers={workers}", f"name=w{workers}")
+        assert cli("train", *settings, "train.max_steps=4") == 0
+    same_state(Path("runs/w0/checkpoints/last.pt"), Path("runs/w3/checkpoints/last.pt"))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_reduced_precision_trains_on_the_cpu_or_is_refused(
+    cli: Cli, small_run: tuple[str, ...], precision: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = cli("train", *small_run, f"precision={precision}", "train.max_steps=3")
+    if code:
+        assert code == 2 and f"precision={precision} cannot train" in capsys.readouterr().err
+        return
+    losses = [row["loss"] for row in rows() if row["kind"] == "train"]
+    assert len(losses) == 3 and all(math.isfinite(loss) for loss in losses)
+
+
+def test_a_sweep_trains_one_run_per_value(cli: Cli, small_run: tuple[str, ...]) -> None:
+    settings = (*small_run[:-1], "name=sweep", "train.max_steps=1", "train.epochs=2")
+    assert cli("train", "-m", *settings, "optimizer.lr=0.1,0.2") == 0
+    found = sorted(p.parent.name for p in Path("runs/sweep").glob("*/config.yaml"))
+    assert len(found) == 2 and "optimizer.lr=0.1" in found[0] and "optimizer.lr=0.2" in found[1]
+
+
+def test_decord_and_frame_folders_train_too(
+    cli: Cli, small_run: tuple[str, ...], tmp_path: Path
+) -> None:
+    assert cli("train", *small_run, "data.decoder=decord", "train.max_steps=1", "name=d") == 0
+    for split, count in (("train", 4), ("val", 2)):
+        lines = []
+        for index in range(count):
+            if index % 2:
+                write_video(tmp_path / f"mixed/{split}{index}.mp4", noise(index, 90))
+                lines.append(f"{split}{index}.mp4 {index % 2}")
+            else:
+                folder = tmp_path / f"mixed/{split}{index}"
+                folder.mkdir(parents=True)
+                for number, frame in enumerate(noise(index, 150, 9)):
+                    Image.fromarray(frame).save(folder / f"img_{number + 1:05d}.jpg")
+                lines.append(f"{split}{index} 9 {index % 2}")
+        (tmp_path / f"mixed/{split}.txt").write_text("\n".join(lines))
+    settings = [s for s in small_run if not s.startswith(("data", "train.batch_size", "name"))]
+    assert cli(
+        "train", *settings, "data=list_file", "data.root=mixed", "data.train=train.txt",
+        "data.val=val.txt", "train.batch_size=2", "data.num_workers=0", "name=mixed",
+    ) == 0  # fmt: skip
+
+
+def test_an_unwritable_run_folder(
+    small_run: tuple[str, ...], tmp_path: Path
+) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may write anywhere; the case of a file in the way is tested elsewhere")
+    (tmp_path / "runs").mkdir(mode=0o500)
+    done = vidtrain("train", *small_run, cwd=tmp_path)
+    assert done.returncode == 1 and "cannot make the run folder" in done.stderr
+
+
+def test_tensorboard_holds_scalars_and_the_input_grid(
+    cli: Cli, small_run: tuple[str, ...]
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert cli("train", *small_run, "train.max_steps=2") == 0
+    events = EventAccumulator("runs/small/tensorboard").Reload()
+    assert {"train/loss", "train/lr", "val/top1"} <= set(events.Tags()["scalars"])
+    assert events.Tags()["images"] == ["inputs"]

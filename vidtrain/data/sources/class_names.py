@@ -1,0 +1,29 @@
+"""Class names from a text file, shared by all sources."""
+
+from pathlib import Path
+
+from vidtrain.errors import InputError
+
+
+def read_class_names(path: str, root: str) -> tuple[str, ...]:
+    """Returns the lines of a class file, in order; the line number (from 0) is the label.
+
+    Args:
+        path: Text file, absolute, or relative to the data root or to the working folder.
+        root: Root of the data set.
+
+    Raises:
+        InputError: The file is missing, empty, or holds a name twice.
+    """
+    candidates = [Path(root) / path, Path(path)]
+    file = next((c for c in candidates if c.is_file()), None)
+    if file is None:
+        tried = " and ".join(str(c) for c in candidates)
+        raise InputError(f"data.classes={path!r} is not a file (looked for {tried})")
+    names = tuple(line.strip() for line in file.read_text("utf-8").splitlines() if line.strip())
+    if not names:
+        raise InputError(f"data.classes={file} holds no class name; write one a line")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"data.classes={file} holds {', '.join(twice)} more than once")
+    return names
