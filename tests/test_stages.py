@@ -21,8 +21,10 @@ from test_checkpoint import full_disk
 from vidtrain import checkpoint
 
 Cli = Callable[..., int]
-FULL = ("mix=mixup_cutmix", "train.ema_decay=0.9", "train.accumulate=2", "train.label_smoothing=0.1",
-        "train.clip_grad_norm=1.0", "model.build.dropout=0.3")  # fmt: skip
+FULL = (
+    "mix=mixup_cutmix", "train.ema_decay=0.9", "train.accumulate=2", "train.clip_grad_norm=1.0",
+    "train.label_smoothing=0.1", "model.build.dropout=0.3",
+)  # fmt: skip
 
 
 def rows(run: str = "runs/small") -> list[dict]:
@@ -275,9 +277,7 @@ def test_decord_and_frame_folders_train_too(
     ) == 0  # fmt: skip
 
 
-def test_an_unwritable_run_folder(
-    small_run: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_an_unwritable_run_folder(small_run: tuple[str, ...], tmp_path: Path) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may write anywhere; the case of a file in the way is tested elsewhere")
     (tmp_path / "runs").mkdir(mode=0o500)
@@ -285,9 +285,7 @@ def test_an_unwritable_run_folder(
     assert done.returncode == 1 and "cannot make the run folder" in done.stderr
 
 
-def test_tensorboard_holds_scalars_and_the_input_grid(
-    cli: Cli, small_run: tuple[str, ...]
-) -> None:
+def test_tensorboard_holds_scalars_and_the_input_grid(cli: Cli, small_run: tuple[str, ...]) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     assert cli("train", *small_run, "train.max_steps=2") == 0

@@ -1,6 +1,7 @@
 """Schedules, parameter groups, mixing, precision, averaging, metrics: against hand-made values."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def test_cosine_warms_up_and_falls() -> None:
     assert rates[4] == pytest.approx(1.0)
     assert rates[12] == pytest.approx(0.5)
     assert rates[19] == pytest.approx(0.5 * (1 + math.cos(math.pi * 15 / 16)))
-    assert all(a > b for a, b in zip(rates[4:], rates[5:], strict=False))
+    assert all(a > b for a, b in pairwise(rates[4:]))
 
 
 def test_cosine_refuses_a_warm_up_longer_than_the_training() -> None:
@@ -114,12 +115,8 @@ def test_label_smoothing_and_loss() -> None:
 
 
 @pytest.mark.parametrize("name", ["fp32", "bf16", "fp16"])
-def test_precision_runs_on_this_cpu_or_says_why_not(name: str) -> None:
-    try:
-        precision = Precision(name, torch.device("cpu"))
-    except UsageError as error:
-        assert f"precision={name} cannot train on cpu" in str(error)
-        return
+def test_precision_runs_on_the_cpu(name: str) -> None:
+    precision = Precision(name, torch.device("cpu"))  # torch >= 2.8 can do all three
     layer = nn.Linear(4, 4)
     with precision.autocast():
         out = layer(torch.ones(1, 4))
@@ -191,4 +188,6 @@ def test_generators_depend_on_the_whole_key_and_nothing_else() -> None:
     assert draw(7, randomness.SAMPLE, 3, 4) == first
     others = {draw(8, 2, 3, 4), draw(7, 1, 3, 4), draw(7, 2, 4, 3), draw(7, 2, 3, 5)}
     assert len(others | {first}) == 5
-    assert randomness.derive(0, randomness.STEP, 1, 0) != randomness.derive(0, randomness.STEP, 0, 1)
+    assert randomness.derive(0, randomness.STEP, 1, 0) != randomness.derive(
+        0, randomness.STEP, 0, 1
+    )

@@ -213,8 +213,10 @@ def eval_views(
     return EvalViews(
         videos=listed,
         sampler=component(
-            config.clip_sampler.eval, "clip_sampler.eval",
-            **_clip(inputs), num_clips=evaluation.num_clips,
+            config.clip_sampler.eval,
+            "clip_sampler.eval",
+            **_clip(inputs),
+            num_clips=evaluation.num_clips,
         ),
         crop_size=inputs.eval_crop_size,
         short_side=inputs.eval_short_side,
@@ -276,9 +278,7 @@ def optimizer(
         raise UsageError(
             f"optimizer.weight_decay={decay!r}: expected float, got {type(decay).__name__}"
         )
-    groups = parameter_groups(
-        network, weight_decay=decay, no_decay_norm_bias=no_decay_norm_bias
-    )
+    groups = parameter_groups(network, weight_decay=decay, no_decay_norm_bias=no_decay_norm_bias)
     built = component(node, "optimizer", groups)
     for group in built.param_groups:
         group["base_lr"] = group["lr"]

@@ -103,7 +103,9 @@ def config_differences(
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(node, dict):
         return {prefix[:-1]: node}
-    return {k: v for name, child in node.items() for k, v in _flat(child, f"{prefix}{name}.").items()}
+    return {
+        k: v for name, child in node.items() for k, v in _flat(child, f"{prefix}{name}.").items()
+    }
 
 
 def _sync_folder(folder: Path) -> None:

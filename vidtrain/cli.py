@@ -94,7 +94,11 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     key = BARE_WORD.get(stage)
     if key is not None:
-        rest = [f"{key}='{a}'" if a[:1] not in "-+~" and "=" not in a else a for a in rest]
+        before = ["", *rest]
+        rest = [
+            f"{key}='{word}'" if word[:1] not in "-+~" and "=" not in word and last[:1] != "-" else word
+            for last, word in zip(before, rest, strict=False)
+        ]
     _run_stage(stage, rest)
     return 0
 
@@ -109,9 +113,10 @@ def _run_stage(stage: str, overrides: list[str]) -> None:
             function: Callable[[Any], Any] = getattr(
                 importlib.import_module(f"vidtrain.stages.{stage}"), stage
             )
-            return function(config)
+            return function(composing.to_objects(config))
         except Exception as error:  # Hydra would add its own lines to the message
             failures.append(error)
+            composing.leave_no_empty_folder(config)
             return None
 
     composing.run_hydra(stage, overrides, call, conf=conf_dir())

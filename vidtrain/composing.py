@@ -1,5 +1,6 @@
 """Between the command line and Hydra: schemas, a run's recorded config, errors a person can use."""
 
+import contextlib
 import difflib
 import os
 import re
@@ -12,7 +13,7 @@ import hydra
 import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
@@ -23,10 +24,8 @@ from vidtrain.errors import InputError, UsageError
 RECORDED = ("data", "clip_sampler", "model", "precision", "eval")
 
 
-def run_hydra(
-    stage: str, overrides: list[str], call: Callable[[Any], Any], *, conf: Path
-) -> None:
-    """Composes a stage's config with Hydra and calls the stage with typed plain objects.
+def run_hydra(stage: str, overrides: list[str], call: Callable[[DictConfig], Any], *, conf: Path) -> None:
+    """Composes a stage's config with Hydra and hands it over.
 
     Args:
         stage: Name of the root YAML.
@@ -46,7 +45,7 @@ def run_hydra(
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us, and we say them in one sentence
     entry = hydra.main(config_path=str(conf), config_name=stage, version_base="1.3")
     try:
-        entry(lambda cfg: call(to_objects(cfg)))()
+        entry(call)()
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(explain(error, stage, overrides, conf)) from error
     except OSError as error:
@@ -85,6 +84,16 @@ def _sweep_names(overrides: list[str]) -> list[str]:
     given = [o.lstrip("+").split("=", 1) for o in overrides if "=" in o and not o.startswith("-")]
     fixed = [key for key, value in given if "," not in value and not value.endswith(")")]
     return [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]"]
+
+
+def leave_no_empty_folder(cfg: DictConfig) -> None:
+    """Takes back the run folder that Hydra made, if the run failed before it wrote anything."""
+    if "run_dir" not in cfg:
+        return
+    folder = Path(cfg.run_dir)
+    with contextlib.suppress(OSError):  # not empty: it stays
+        folder.rmdir()
+        folder.parent.rmdir()
 
 
 def _record_run(stage: str, overrides: list[str]) -> None:
@@ -129,7 +138,11 @@ def explain(error: Exception, stage: str, overrides: list[str], conf: Path) -> s
     key = re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'",
                     text)  # fmt: skip
     if key:
-        return f"{key[1]} is not a setting of vidtrain {stage}; {_nearest(key[1], _keys(stage, conf))}"
+        return (
+            f"{key[1]} is not a setting of vidtrain {stage}; {_nearest(key[1], _keys(stage, conf))}"
+        )
+    if isinstance(error, OverrideParseException):
+        return f"{error.override!r} does not parse: {str(error).splitlines()[0]}"
     said = next((str(link).strip() for link in chain if str(link).strip()), type(error).__name__)
     return f"{said.splitlines()[0]} (see vidtrain {stage} --help)"
 
@@ -139,12 +152,13 @@ def _explain_value(error: ValidationError, overrides: list[str]) -> str:
     given = next((o for o in overrides if o.lstrip("+").startswith(f"{key}=")), None)
     hint = getattr(error, "ref_type", None) or getattr(error, "type_hint", None)
     reason = str(error.msg or error).splitlines()[0]
-    wanted = {"Integer": "int", "Float": "float", "Boolean": "bool (true or false)"}
+    wanted = {"Integer": "int", "Float": "float"}
     found = re.search(r"Value '(.*)' of type '(\w+)' could not be converted to (\w+)", reason)
     if found:
-        return (
-            f"{key}={found[1]!r}: expected {wanted.get(found[3], found[3])}, got {found[2]}"
-        )
+        return f"{key}={found[1]!r}: expected {wanted.get(found[3], found[3])}, got {found[2]}"
+    flag = re.search(r"Value '(.*)' is not a valid bool \(type (\w+)\)", reason)
+    if flag:
+        return f"{key}={flag[1]!r}: expected bool (true or false), got {flag[2]}"
     return f"{given or key}: {reason}" + (f" (expected {hint})" if hint else "")
 
 
@@ -165,7 +179,7 @@ def _leaves(node: Any, prefix: str) -> list[str]:
 
 
 def _nearest(word: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(word, names, n=3, cutoff=0.6)
     if not close:  # a right last part at a wrong place
         close = [name for name in names if name.split(".")[-1] == word.split(".")[-1]][:3]
     if close:

@@ -69,7 +69,9 @@ def _device(name: str, local_rank: int) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UsageError(f"device={name!r} is not a device; use auto, cpu, cuda or cuda:N") from None
+        raise UsageError(
+            f"device={name!r} is not a device; use auto, cpu, cuda or cuda:N"
+        ) from None
     if device.type == "cpu":
         return device
     if device.type != "cuda":

@@ -95,7 +95,7 @@ class RunLog:
             self.board = SummaryWriter(folder / "tensorboard", purge_step=start_step + 1)
 
     def row(self, kind: str, **values: Any) -> None:
-        """Adds one row (kind train or val, with step and epoch) to metrics.jsonl and TensorBoard."""
+        """Adds a row (kind train or val, with step and epoch) to metrics.jsonl and TensorBoard."""
         if not self.main:
             return
         with writing(self.path):

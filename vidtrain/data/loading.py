@@ -111,9 +111,7 @@ class ClipBatch:
 
     def pin_memory(self) -> "ClipBatch":
         """Returns the batch with page-locked clips (called by the loader)."""
-        return ClipBatch(
-            self.clips.pin_memory(), self.labels, self.flips, self.videos, self.frames
-        )
+        return ClipBatch(self.clips.pin_memory(), self.labels, self.flips, self.videos, self.frames)
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,9 @@ def devices() -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield "cpu", "ok", f"{cores} cores, {torch.get_num_threads()} torch threads"
     if not torch.cuda.is_available():
-        built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "CPU torch"
+        built = (
+            f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "CPU torch"
+        )
         yield "gpu", "warn", f"none visible ({built}): training runs on the CPU"
     for index in range(torch.cuda.device_count()):
         found = torch.cuda.get_device_properties(index)
@@ -86,7 +88,11 @@ def decoders() -> Iterator[Finding]:
                 with open_video(Video(str(path), 0, "probe"), name) as reader:
                     grey = float(reader.read([4]).mean())
                 right = abs(grey - 100) < 4
-                yield f"decoder {name}", "ok" if right else "fail", f"frame 4 reads {grey:.0f} of 100"
+                yield (
+                    f"decoder {name}",
+                    "ok" if right else "fail",
+                    f"frame 4 reads {grey:.0f} of 100",
+                )
             except (InputError, ImportError, OSError) as error:
                 yield f"decoder {name}", "fail" if name == "pyav" else "warn", str(error)
 
@@ -97,7 +103,9 @@ def limits() -> Iterator[Finding]:
     if shared.is_dir():
         free = shutil.disk_usage(shared).free / 2**20
         few = free < 512
-        remedy = "; start the container with --shm-size=8g, or use data.num_workers=0" if few else ""
+        remedy = (
+            "; start the container with --shm-size=8g, or use data.num_workers=0" if few else ""
+        )
         yield "shared memory", "warn" if few else "ok", f"{free:.0f} MiB free in {shared}{remedy}"
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     few = soft < 1024
@@ -122,4 +130,8 @@ def disk(runs: Path) -> Iterator[Finding]:
         yield "run folder", "fail", f"{folder.resolve()}: {error.strerror}; give another with runs="
         return
     verdict = "warn" if free < 5 else "ok"
-    yield "run folder", verdict, f"{folder.resolve()}: {free:.0f} GiB free, writes {speed:.0f} MiB/s"
+    yield (
+        "run folder",
+        verdict,
+        f"{folder.resolve()}: {free:.0f} GiB free, writes {speed:.0f} MiB/s",
+    )

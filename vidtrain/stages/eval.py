@@ -20,7 +20,7 @@ from vidtrain.tasks.classification import Scores, figures, summary
 from vidtrain.training.precision import Precision
 
 
-def eval(config: EvalStageConfig) -> float | None:  # noqa: A001 - a stage's function has its name
+def eval(config: EvalStageConfig) -> float | None:
     """Evaluates and writes eval/results.json, predictions.jsonl and confusion_matrix.png.
 
     Returns:

@@ -159,9 +159,7 @@ def model_input(
     return mix_clips(clips, targets, parts.mix, rng)
 
 
-def validate(
-    parts: Parts, config: TrainConfig, log: RunLog, world: World, *, epoch: float
-) -> None:
+def validate(parts: Parts, config: TrainConfig, log: RunLog, world: World, *, epoch: float) -> None:
     """Evaluates the averaged weights if there are any, else the plain ones; notes the best."""
     judged = parts.model if parts.average is None else parts.average.module
     distributed.copy_buffers(judged, world)
@@ -197,7 +195,8 @@ def _not_finite(
     return (
         f"loss is {loss.item():g} and gradient norm {norm.item():g} at step {step} (epoch "
         f"{step / parts.plan.steps_per_epoch:.2f}, lr {parts.optimizer.param_groups[0]['lr']:.2e},"
-        f" precision {config.precision.dtype}); videos of the batch: {ids}{', ...' * (len(seen) > 8)}."
+        f" precision {config.precision.dtype}); videos of the batch: {ids}"
+        f"{', ...' * (len(seen) > 8)}."
         " Nothing was saved since the last checkpoint. Lower optimizer.lr, set "
         "train.clip_grad_norm=1, or use precision=fp32"
     )

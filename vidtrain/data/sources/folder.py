@@ -17,7 +17,8 @@ def folder(root: str, *, split: str, class_names: Sequence[str] | None = None) -
     """Returns the videos of root/split, labelled by the folder they are in.
 
     A video is a file with a video's suffix, or a folder that holds images; anything else is left
-    out, which is said on standard error. Classes are the sub-folders of the split in alphabetical order, unless names are given.
+    out, which is said on standard error. Classes are the sub-folders of the split in alphabetical
+    order, unless names are given.
 
     Args:
         root: Folder of the data set.
@@ -46,11 +47,13 @@ def folder(root: str, *, split: str, class_names: Sequence[str] | None = None) -
             f"{len(names)} known classes ({', '.join(names[:10])}{', ...' * (len(names) > 10)}); "
             "rename the folder or train with it"
         )
-    videos, left_out = [], []
+    videos: list[Video] = []
+    left_out: list[Path] = []
     for name in found:
         shown = sorted(p for p in (place / name).iterdir() if not p.name.startswith("."))
-        members = [p for p in shown if _is_video(p)]
-        left_out += [p for p in shown if p not in members]
+        members: list[Path] = []
+        for path in shown:
+            (members if _is_video(path) else left_out).append(path)
         if not members:
             raise InputError(f"{place / name} holds no videos ({', '.join(VIDEO_SUFFIXES)})")
         label = names.index(name)

@@ -83,7 +83,9 @@ def _shapes(rng: np.random.Generator, count: int, short_side: int) -> list[_Shap
             radius=rng.uniform(*_RADIUS) * short_side,
             angle=rng.uniform(0, 2 * math.pi),
             # One channel bright, one dark: seen on every background.
-            colour=rng.permutation([rng.uniform(200, 255), rng.uniform(0, 255), rng.uniform(0, 60)]),
+            colour=rng.permutation(
+                [rng.uniform(200, 255), rng.uniform(0, 255), rng.uniform(0, 60)]
+            ),
         )
         for _ in range(count)
     ]
