@@ -54,7 +54,7 @@ docker-lint: $(STAMP)  ## Check the Dockerfile
 
 clean:  ## Remove the environment, caches and builds; runs/ stays
 	rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache
-	find conf docs scripts tests vidtrain -name __pycache__ -type d -prune -exec rm -rf {} +
+	find $(wildcard conf docs scripts tests vidtrain) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment is complete when the stamp is there, and is brought up to date when the
 # dependencies change.

@@ -126,7 +126,7 @@ class LoopConfig:
         save_every_steps: Steps between two checkpoints; null: one per epoch.
     """
 
-    epochs: int = 20
+    epochs: int = 18
     max_steps: int | None = None
     batch_size: int = 16
     accumulate: int = 1

@@ -1,0 +1,46 @@
+"""Losses of the first steps of three models, to four digits: a refactor must not move them.
+
+After a change that is meant to move them: VIDTRAIN_UPDATE_GOLDEN=1 make test ARGS='-k golden',
+and say in the commit why they moved.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import TESTS
+
+GOLDEN = TESTS / "golden" / "losses.json"
+MODELS = {
+    "c3d_small": (),
+    "x3d_xs": ("model.input.crop_size=64", "model.input.short_side=[64,72]",
+               "model.input.eval_crop_size=64", "model.input.eval_short_side=64",
+               "model.input.sampling_rate=2"),
+    "tsn_resnet50": ("model.build.backbone=resnet18", "model.input.num_frames=3",
+                     "model.input.crop_size=64", "model.input.short_side=[64,72]",
+                     "model.input.eval_crop_size=64", "model.input.eval_short_side=64"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_losses_are_golden(cli: Callable[..., int], class_folders: Path, model: str) -> None:
+    assert cli(
+        "train", f"model={model}", *MODELS[model], "data=folder", f"data.root={class_folders}",
+        "data.num_workers=0", "num_threads=1", "device=cpu", "mix=mixup_cutmix",
+        "train.batch_size=4", "train.epochs=1", "train.max_steps=4", "train.ema_decay=0.9",
+        "train.log_every_steps=1", "optimizer.lr=0.001", "schedule.warmup_epochs=0.5",
+        "name=golden",
+    ) == 0  # fmt: skip
+    rows = [json.loads(line) for line in Path("runs/golden/metrics.jsonl").read_text().splitlines()]
+    found = [row["loss"] for row in rows if row["kind"] == "train"]
+    assert len(found) == 4
+    golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    if os.environ.get("VIDTRAIN_UPDATE_GOLDEN"):
+        GOLDEN.write_text(
+            json.dumps(golden | {model: [round(v, 6) for v in found]}, indent=2) + "\n"
+        )
+        return
+    # Kernels differ between processors and torch releases in the last digits.
+    assert found == pytest.approx(golden[model], rel=2e-4)
