@@ -96,7 +96,9 @@ def _dispatch(argv: list[str]) -> int:
     if key is not None:
         before = ["", *rest]
         rest = [
-            f"{key}='{word}'" if word[:1] not in "-+~" and "=" not in word and last[:1] != "-" else word
+            f"{key}='{word}'"
+            if word[:1] not in "-+~" and "=" not in word and last[:1] != "-"
+            else word
             for last, word in zip(before, rest, strict=False)
         ]
     _run_stage(stage, rest)

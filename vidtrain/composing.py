@@ -24,7 +24,9 @@ from vidtrain.errors import InputError, UsageError
 RECORDED = ("data", "clip_sampler", "model", "precision", "eval")
 
 
-def run_hydra(stage: str, overrides: list[str], call: Callable[[DictConfig], Any], *, conf: Path) -> None:
+def run_hydra(
+    stage: str, overrides: list[str], call: Callable[[DictConfig], Any], *, conf: Path
+) -> None:
     """Composes a stage's config with Hydra and hands it over.
 
     Args:

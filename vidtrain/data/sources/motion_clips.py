@@ -33,59 +33,62 @@ _FRAME_RATES = (
 )
 _SIDES = range(96, 161, 8)  # pixels; even, as yuv420p asks
 _MAX_ASPECT = 1.4  # so that a centre crop still shows most of the frame
-_SECONDS = (1.0, 3.0)
-_NUM_MOVING = (2, 3)
+_SECONDS = (1.0, 2.5)
+_NUM_MOVING = (3, 5)  # one path for all of them
 _NUM_STILL = (1, 3)
 _NUM_JITTERING = (1, 2)
 _JITTER = 1.5  # pixels, standard deviation around a fixed place: motion without direction
 # In units of the shorter frame side.
-_RADIUS = (0.09, 0.15)
-_SPEED = (0.8, 1.4)  # per second
-_TURN_RADIUS = (0.12, 0.2)
+_RADIUS = (0.10, 0.17)
+_SPEED = (0.6, 1.0)  # per second
+_TURN_RADIUS = (0.07, 0.11)  # tight: half a second is a good part of a turn
 
 
 @dataclass(frozen=True)
 class _Shape:
-    """A regular polygon, a disc (`corners` 0), or the outline of either."""
+    """A painted shape: how far it covers each pixel, float32 (S, S, 1) in 0..1, and its colour."""
 
-    corners: int
-    hollow: bool
-    radius: float
-    angle: float
+    cover: np.ndarray
     colour: np.ndarray
 
     def paint(self, frame: np.ndarray, x: float, y: float) -> None:
-        """Paints into `frame`, float32 (H, W, 3) in 0..255, centred at (x, y) on the torus."""
+        """Paints into `frame`, float32 (H, W, 3) in 0..255, around pixel (x, y) on the torus."""
         height, width, _ = frame.shape
-        reach = math.ceil(self.radius) + 1
-        left, top = math.floor(x) - reach, math.floor(y) - reach
-        span = np.arange(2 * reach + 2)
-        dx, dy = (left + span - x)[None, :], (top + span - y)[:, None]
-        if self.corners:
-            normals = self.angle + 2 * math.pi * np.arange(self.corners) / self.corners
-            distance = np.max([dx * np.cos(a) + dy * np.sin(a) for a in normals], axis=0)
-            edge = self.radius * math.cos(math.pi / self.corners)
-        else:
-            distance, edge = np.hypot(dx, dy), self.radius
-        cover = np.clip(edge - distance + 0.5, 0, 1)
-        if self.hollow:
-            cover = cover - np.clip(0.55 * edge - distance + 0.5, 0, 1)
-        rows, columns = (top + span) % height, (left + span) % width
-        place = np.ix_(rows, columns)
-        frame[place] += cover[..., None].astype(np.float32) * (self.colour - frame[place])
+        span = np.arange(len(self.cover)) - len(self.cover) // 2
+        place = np.ix_((round(y) + span) % height, (round(x) + span) % width)
+        under = frame[place]
+        frame[place] = under + self.cover * (self.colour - under)
+
+
+def _cover(*, corners: int, hollow: bool, radius: float, angle: float) -> np.ndarray:
+    """A regular polygon, a disc (`corners` 0), or the outline of either, with soft edges."""
+    span = np.arange(-math.ceil(radius) - 1, math.ceil(radius) + 2)
+    dx, dy = span[None, :], span[:, None]
+    if corners:
+        normals = angle + 2 * math.pi * np.arange(corners) / corners
+        distance = np.max([dx * math.cos(a) + dy * math.sin(a) for a in normals], axis=0)
+        edge = radius * math.cos(math.pi / corners)
+    else:
+        distance, edge = np.hypot(dx, dy), radius
+    cover = np.clip(edge - distance + 0.5, 0, 1)
+    if hollow:
+        cover -= np.clip(0.55 * edge - distance + 0.5, 0, 1)
+    return cover[..., None].astype(np.float32)
 
 
 def _shapes(rng: np.random.Generator, count: int, short_side: int) -> list[_Shape]:
     return [
         _Shape(
-            corners=int(rng.choice([0, 3, 4, 6])),
-            hollow=bool(rng.random() < 0.3),
-            radius=rng.uniform(*_RADIUS) * short_side,
-            angle=rng.uniform(0, 2 * math.pi),
+            cover=_cover(
+                corners=int(rng.choice([0, 3, 4, 6])),
+                hollow=bool(rng.random() < 0.3),
+                radius=rng.uniform(*_RADIUS) * short_side,
+                angle=rng.uniform(0, 2 * math.pi),
+            ),
             # One channel bright, one dark: seen on every background.
             colour=rng.permutation(
                 [rng.uniform(200, 255), rng.uniform(0, 255), rng.uniform(0, 60)]
-            ),
+            ).astype(np.float32),
         )
         for _ in range(count)
     ]
@@ -172,7 +175,8 @@ def encode_h264(frames: np.ndarray, *, rate: Fraction, group_size: int) -> bytes
             "crf": "23",
             "g": str(group_size),
             "bf": "2",
-            "x264-params": "b-adapt=0",
+            # Macroblock-tree rate control gives other bytes from run to run, even on one thread.
+            "x264-params": "b-adapt=0:mbtree=0",
         }
         for array in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))

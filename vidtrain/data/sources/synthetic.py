@@ -1,13 +1,14 @@
 """The embedded data set: small H.264 clips whose class lies in the motion, written on first use."""
 
 import contextlib
+import fcntl
 import hashlib
 import multiprocessing
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from vidtrain.data.video import VideoList
 from vidtrain.errors import InputError, UsageError
 
 # Part of the cache folder's name: raise it when the clips of the same settings change.
-VERSION = 1
+VERSION = 2
 SPLITS = ("train", "val")
 
 
@@ -62,20 +63,40 @@ def synthetic(
     place = Path(root).expanduser() / hashlib.sha256(key.encode()).hexdigest()[:12]
     if not place.is_dir():
         try:
-            _write(place, counts, seed)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with _lock(place.with_name(f".{place.name}.lock")):
+                if not place.is_dir():  # else another process wrote it while this one waited
+                    _write(place, counts, seed)
         except OSError as error:
             raise InputError(
                 f"cannot write the synthetic clips to {place}: {error.strerror or error}; give "
                 "another folder with data.root=, or free some space"
             ) from error
-    return folder(str(place), split=split, class_names=class_names or CLASS_NAMES)
+    listed = folder(
+        str(place), split=split, class_names=CLASS_NAMES if class_names is None else class_names
+    )
+    if len(listed.videos) != counts[split]:  # folders under ~/.cache get cleaned by age
+        raise InputError(
+            f"{place / split} holds {len(listed.videos)} clips instead of {counts[split]}; delete "
+            f"{place} and they are written again"
+        )
+    return listed
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Lets one process of this machine in at a time; a killed process lets go of it."""
+    with open(path, "a") as file:
+        # Saves work only: without it (some network disks) the rename below still decides.
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _write(place: Path, counts: dict[str, int], seed: int) -> None:
     """Writes both splits beside the final folder, then renames: it is there whole or not at all."""
     total = sum(counts.values())
     print(f"writing {total} synthetic clips to {place} (once)", file=sys.stderr, flush=True)
-    place.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
     jobs = [
         (building / split / CLASS_NAMES[i % len(CLASS_NAMES)] / f"{i:04d}.mp4", seed, number, i)
@@ -89,12 +110,24 @@ def _write(place: Path, counts: dict[str, int], seed: int) -> None:
         context = multiprocessing.get_context("forkserver")
         with ProcessPoolExecutor(min(8, os.cpu_count() or 1), mp_context=context) as pool:
             list(pool.map(_write_clip, *zip(*jobs, strict=True), chunksize=8))
-        with contextlib.suppress(FileExistsError, OSError):
+        for directory, _, _ in os.walk(building):
+            _sync_directory(directory)
+        try:
             os.rename(building, place)
-        if not place.is_dir():  # the rename failed, and not because another process was first
-            raise OSError("the finished folder cannot be renamed")
+        except OSError:
+            if not place.is_dir():  # else a process on another machine was first
+                raise
+        _sync_directory(place.parent)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def _sync_directory(path: str | Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _write_clip(path: Path, seed: int, split: int, index: int) -> None:
