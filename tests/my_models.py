@@ -3,7 +3,7 @@
 from torch import nn
 
 
-def tiny(*, num_classes: int, width: int = 8, dropout: float = 0.2) -> nn.Module:
+def tiny(*, num_classes: int, width: int = 8, dropout: float = 0.2) -> nn.Sequential:
     """Maps (B, 3, T, H, W) to (B, num_classes) logits."""
     return nn.Sequential(
         nn.Conv3d(3, width, (3, 3, 3), stride=(1, 2, 2), padding=1, bias=False),

@@ -5,17 +5,19 @@ import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
+from av.video.frame import PictureType
 
 from vidtrain.data.sources.motion_clips import CLASS_NAMES, draw_clip
 from vidtrain.data.sources.synthetic import synthetic
 from vidtrain.data.video import Video
 from vidtrain.errors import InputError, UsageError
 
-SIZE = {"train_videos": 12, "val_videos": 7}
+SIZE: dict[str, Any] = {"train_videos": 12, "val_videos": 7}
 CALL = "from vidtrain.data.sources.synthetic import synthetic\n"
 
 
@@ -69,7 +71,7 @@ def test_clips_are_h264_with_b_frames_of_many_sizes_rates_and_lengths(cache: Pat
         sizes.add((frames[0].width, frames[0].height))
         rates.add(Fraction(stream.average_rate))
         lengths.add(len(frames))
-        kinds |= {frame.pict_type.name for frame in frames}
+        kinds |= {PictureType(frame.pict_type).name for frame in frames}
     assert min(len(sizes), len(rates), len(lengths)) >= 3
     assert kinds == {"I", "P", "B"}
 
@@ -115,7 +117,7 @@ def test_the_half_written_folder_of_a_killed_process_is_not_used(
 
 
 def test_a_missing_clip_is_said(tmp_path: Path) -> None:
-    small = {"train_videos": 12, "val_videos": 6}
+    small: dict[str, Any] = {"train_videos": 12, "val_videos": 6}
     Path(synthetic(str(tmp_path), split="train", **small).videos[0].path).unlink()
     with pytest.raises(InputError, match="holds 11 clips instead of 12; delete"):
         synthetic(str(tmp_path), split="train", **small)
