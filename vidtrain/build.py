@@ -7,6 +7,7 @@ else made. Every argument is checked against the target's signature, with the co
 import difflib
 import importlib
 import inspect
+import math
 import os
 import typing
 from collections.abc import Callable
@@ -166,6 +167,8 @@ def videos(
 def reading(config: DataConfig, device: torch.device) -> Reading:
     """Returns how files are read; refuses an unknown decoder before any work is done."""
     check_decoder(config.decoder)
+    _check_range("data", config, num_workers=(0, None), prefetch_batches=(1, None),
+                 timeout_seconds=(0, None), frame_folder_fps=(1e-6, None))  # fmt: skip
     return Reading(
         decoder=config.decoder,
         frame_folder_fps=config.frame_folder_fps,
@@ -202,9 +205,8 @@ def eval_views(
     inputs = config.model.input
     if evaluation.num_crops not in (1, 3):
         raise UsageError(f"eval.num_crops={evaluation.num_crops} must be 1 or 3")
-    for name in ("num_clips", "batch_size", "every_epochs"):
-        if getattr(evaluation, name) < 1:
-            raise UsageError(f"eval.{name}={getattr(evaluation, name)} must be at least 1")
+    _check_range("eval", evaluation, num_clips=(1, None), batch_size=(1, None),
+                 every_epochs=(1, None))  # fmt: skip
     if inputs.eval_crop_size > inputs.eval_short_side:
         raise UsageError(
             f"model.input.eval_crop_size={inputs.eval_crop_size} is more than "
@@ -225,6 +227,15 @@ def eval_views(
     )
 
 
+def _check_range(where: str, config: Any, **limits: tuple[float, float | None]) -> None:
+    """Refuses numbers outside [lowest, highest]; null settings are left alone."""
+    for name, (lowest, highest) in limits.items():
+        value = getattr(config, name)
+        if value is not None and not lowest <= value <= (math.inf if highest is None else highest):
+            wanted = f"at least {lowest:g}" if highest is None else f"from {lowest:g} to below 1"
+            raise UsageError(f"{where}.{name}={value} must be {wanted}")
+
+
 def _clip(inputs: InputConfig) -> dict[str, Any]:
     """What every clip sampler is told of the model."""
     return {
@@ -240,9 +251,10 @@ def plan(config: LoopConfig, *, num_videos: int, world_size: int) -> Plan:
     Raises:
         UsageError: The global batch does not divide, or no step fits into an epoch.
     """
-    for name in ("epochs", "batch_size", "accumulate", "log_every_steps"):
-        if getattr(config, name) < 1:
-            raise UsageError(f"train.{name}={getattr(config, name)} must be at least 1")
+    counts = ("epochs", "max_steps", "batch_size", "accumulate", "log_every_steps",
+              "save_every_steps")  # fmt: skip
+    _check_range("train", config, **dict.fromkeys(counts, (1, None)), clip_grad_norm=(1e-12, None),
+                 ema_decay=(0, 1 - 1e-9), label_smoothing=(0, 1 - 1e-9))  # fmt: skip
     if config.batch_size % (config.accumulate * world_size):
         raise UsageError(
             f"train.batch_size={config.batch_size} is the batch over all processes; it must be a "

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from vidtrain import build, checkpoint
@@ -45,12 +44,10 @@ def open_run(config: RunConfig, world: World) -> Finished:
     path = folder / "checkpoints" / f"{config.checkpoint}.pt" if named else Path(config.checkpoint)
     state = checkpoint.load(path, "cpu")
     names = tuple(state["class_names"])
-    with torch.device("meta"):
-        model = build.model(config.model, num_classes=len(names), seed=0)
+    model = build.model(config.model, num_classes=len(names), seed=0)
     weights = state["average"] or state["model"]
     try:
-        # assign=True takes the stored tensors themselves: no second copy, no random weights.
-        model.load_state_dict(weights, assign=True)
+        model.load_state_dict(weights)
     except RuntimeError as error:
         raise InputError(
             f"{path} does not fit model={config.model.name}: {str(error).splitlines()[1].strip()}; "

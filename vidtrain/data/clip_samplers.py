@@ -153,3 +153,9 @@ class TsnSegments(_Spec):
             places = (np.arange(self.num_clips)[:, None] + 0.5) / self.num_clips
         indices = (np.arange(self.clip_frames) + places) * num_frames / self.clip_frames
         return np.minimum(indices.astype(np.int64), num_frames - 1)
+
+
+def describe(indices: np.ndarray) -> str:
+    """Returns the (T,) frame indices of one clip in words: all of them, or the first and last."""
+    shown = [str(index) for index in indices.tolist()]
+    return " ".join(shown if len(shown) <= 16 else [*shown[:8], "...", *shown[-4:]])

@@ -253,10 +253,19 @@ def _batches(dataset: Dataset, keys: Iterable[list], reading: Reading) -> Iterat
         pin_memory=reading.pin_memory,
         **(parallel if workers else {}),  # type: ignore[arg-type]
     )
-    for batch in loader:
-        if isinstance(batch, str):
-            raise InputError(batch)
-        yield batch
+    try:
+        for batch in loader:
+            if isinstance(batch, str):
+                raise InputError(batch)
+            yield batch
+    except RuntimeError as error:  # what torch says of workers that hang or die
+        if "DataLoader" not in str(error):
+            raise
+        raise InputError(
+            f"a loader process gave no batch ({str(error).splitlines()[0]}); if a file hangs, "
+            "data.num_workers=0 shows where; if memory ran out, use fewer data.num_workers; if it "
+            f"is only slow, raise data.timeout_seconds={reading.timeout_seconds:g}"
+        ) from error
 
 
 def train_batches(

@@ -13,6 +13,8 @@ from rich.table import Table
 from vidtrain import build, distributed, runlog
 from vidtrain.config import EvalStageConfig
 from vidtrain.data.augment import to_input
+from vidtrain.data.clip_samplers import describe
+from vidtrain.data.loading import ClipBatch
 from vidtrain.evaluation import evaluate
 from vidtrain.finished import Finished, open_run
 from vidtrain.report.plots import plot_confusion
@@ -37,6 +39,11 @@ def eval(config: EvalStageConfig) -> float | None:
         )
         views = build.eval_views(config, config.eval, listed, world.device)
         inputs = config.model.input
+        sample = views[0]
+        if world.is_main and isinstance(sample, ClipBatch):
+            say = runlog.console.print
+            for number, frames in enumerate(sample.frames[:: config.eval.num_crops]):
+                say(f"frames of {listed.videos[0].id}, clip {number}: {describe(frames.numpy())}")
         progress = Progress(
             TextColumn("eval"), BarColumn(bar_width=24), MofNCompleteColumn(),
             TextColumn("videos of rank 0"), TimeRemainingColumn(), console=runlog.console,

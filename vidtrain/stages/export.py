@@ -25,6 +25,8 @@ def export(config: ExportConfig) -> None:
     """
     if config.format not in FORMATS:
         raise UsageError(f"format={config.format!r} is unknown; use one of {', '.join(FORMATS)}")
+    if config.device not in ("auto", "cpu"):
+        raise UsageError(f"device={config.device!r}: models are exported on the CPU; leave it out")
     chosen = FORMATS[config.format]
     with distributed.session("cpu", num_threads=config.num_threads) as world:
         if not world.is_main:

@@ -5,7 +5,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 from vidtrain import distributed, interrupt, provenance, randomness, runlog
 from vidtrain.config import TrainConfig
 from vidtrain.data.augment import to_input, to_pixels
+from vidtrain.data.clip_samplers import describe
 from vidtrain.data.loading import ClipBatch, join_samples, train_batches
 from vidtrain.distributed import World
 from vidtrain.errors import InputError, Interrupted
@@ -60,7 +61,7 @@ def fit(parts: Parts, config: TrainConfig, log: RunLog, world: World, *, last_st
     batches = train_batches(parts.clips, plan, rank=world.rank, start_step=parts.step)
     meter = Meter(total=last_step, start=parts.step, main=world.is_main)
     parts.model.train()
-    with interrupt.deferred() as stop:
+    with interrupt.deferred() as stop, closing(meter):
         for step in range(parts.step, last_step):
             loss, norm = optimizer_step(parts, config, world, step, batches, meter)
             parts.step = step + 1
@@ -77,19 +78,16 @@ def fit(parts: Parts, config: TrainConfig, log: RunLog, world: World, *, last_st
                 validate(parts, config, log, world, epoch=epoch)
                 meter.restart_clock()
             stopping = distributed.any_true(bool(stop.signum), world)
-            if stopping or _due(
-                parts.step, loop.save_every_steps or plan.steps_per_epoch, last_step
-            ):
-                if world.is_main:
-                    save(parts, config, log.folder)
+            save_every = loop.save_every_steps or plan.steps_per_epoch
+            improved = parts.best.get("step") == parts.step
+            if world.is_main and (stopping or improved or _due(parts.step, save_every, last_step)):
+                save(parts, config, log.folder)
             if stopping and parts.step < last_step:
-                meter.close()
                 raise Interrupted(
                     stop.signum or signal.SIGTERM,
                     f"stopped and saved at step {parts.step} of {last_step}; "
                     "the same command goes on from there",
                 )
-    meter.close()
 
 
 def optimizer_step(
@@ -224,6 +222,8 @@ def introduce(parts: Parts, config: TrainConfig, log: RunLog, world: World) -> N
     batch = join_samples([parts.clips[key] for key in keys])
     if isinstance(batch, str):
         raise InputError(batch)
+    for video, frames in zip(batch.videos[:2].tolist(), batch.frames[:2], strict=True):
+        log.say(f"frames of {parts.clips.videos.videos[video].id}: {describe(frames.numpy())}")
     clips, targets = model_input(parts, config, world, 0, batch)
     pixels = to_pixels(clips, mean=inputs.mean, std=inputs.std).numpy()
     picture = log.folder / "inputs.png"
