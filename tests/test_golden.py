@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import TESTS
+from conftest import TESTS, noise
+from PIL import Image
 
 GOLDEN = TESTS / "golden" / "losses.json"
 MODELS = {
@@ -24,10 +25,23 @@ MODELS = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def frame_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of PNG frame folders: the same pixels whatever codecs are installed."""
+    root = tmp_path_factory.mktemp("frames")
+    for split, count in (("train", 16), ("val", 2)):
+        for index in range(count):
+            folder = root / split / f"class{index % 2}" / f"v{index:02d}"
+            folder.mkdir(parents=True)
+            for number, frame in enumerate(noise(index, 80 + 90 * (index % 2), 9)):
+                Image.fromarray(frame).save(folder / f"{number:03d}.png")
+    return root
+
+
 @pytest.mark.parametrize("model", MODELS)
-def test_losses_are_golden(cli: Callable[..., int], class_folders: Path, model: str) -> None:
+def test_losses_are_golden(cli: Callable[..., int], frame_folders: Path, model: str) -> None:
     assert cli(
-        "train", f"model={model}", *MODELS[model], "data=folder", f"data.root={class_folders}",
+        "train", f"model={model}", *MODELS[model], "data=folder", f"data.root={frame_folders}",
         "data.num_workers=0", "num_threads=1", "device=cpu", "mix=mixup_cutmix",
         "train.batch_size=4", "train.epochs=1", "train.max_steps=4", "train.ema_decay=0.9",
         "train.log_every_steps=1", "optimizer.lr=0.001", "schedule.warmup_epochs=0.5",

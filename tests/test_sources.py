@@ -152,9 +152,15 @@ def test_more_frames_stated_than_there_are(root: Path, tmp_path: Path) -> None:
 
 def test_class_names_file(tmp_path: Path) -> None:
     path = tmp_path / "classes.txt"
-    path.write_text("walk\n\nsit down\n")
+    path.write_text("\ufeffwalk\nsit down\n\n")
     assert read_class_names("classes.txt", str(tmp_path)) == ("walk", "sit down")
     assert read_class_names(str(path), "/nowhere") == ("walk", "sit down")
+    path.write_text("walk\n\nsit down\n")
+    with pytest.raises(InputError, match=r"classes.txt, line 2 is blank"):
+        read_class_names("classes.txt", str(tmp_path))
+    path.write_bytes(b"walk\n\xff\xfe\n")
+    with pytest.raises(InputError, match=r"classes.txt, line 2: not UTF-8 text"):
+        read_class_names("classes.txt", str(tmp_path))
     path.write_text("walk\nwalk\n")
     with pytest.raises(InputError, match=r"classes.txt holds walk more than once"):
         read_class_names("classes.txt", str(tmp_path))

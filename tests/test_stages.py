@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, noise, vidtrain, write_video
+from conftest import CLASSES, noise, write_video
 from PIL import Image
-from test_checkpoint import full_disk
 
 from vidtrain import checkpoint
 
@@ -43,7 +40,7 @@ def same_state(first: Path, second: Path) -> None:
     for index, state in one["optimizer"]["state"].items():
         for key, value in state.items():
             assert torch.equal(value, two["optimizer"]["state"][index][key]), f"{index}.{key}"
-    assert one["step"] == two["step"] and one["best"] == two["best"]
+    assert one["step"] == two["step"]
 
 
 def test_train_eval_export_from_one_run_folder(
@@ -175,56 +172,15 @@ def test_a_finished_run_is_left_alone_and_a_changed_one_refused(
     assert last.read_bytes() == before
 
 
-def test_changed_videos_are_refused(
-    cli: Cli, small_run: tuple[str, ...], class_folders: Path, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    shutil.copytree(class_folders, tmp_path / "moved")
-    moved = (*small_run, "data.root=moved", "train.max_steps=1")
-    assert cli("train", *small_run, "train.max_steps=1") == 0
-    assert cli("train", *moved) == 0, "the same files at another place are the same data"
-    next((tmp_path / "moved" / "train" / "dark").iterdir()).unlink()
-    assert cli("train", *moved) == 2
-    assert "list of videos" in capsys.readouterr().err
-
-
-def test_a_full_disk_loses_no_earlier_checkpoint(
-    cli: Cli, small_run: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+def test_best_is_written_when_validation_and_saving_fall_apart(
+    cli: Cli, small_run: tuple[str, ...]
 ) -> None:
-    assert cli("train", *small_run, "train.max_steps=2") == 0
-    last = Path("runs/small/checkpoints/last.pt")
-    with full_disk(20_000):
-        assert cli("train", *small_run, "train.max_steps=4") == 1
-    assert "cannot write" in (said := capsys.readouterr().err) and "Traceback" not in said
-    assert checkpoint.load(last)["step"] == 2
-
-
-def test_an_unreadable_video_stops_the_run_with_its_name(
-    cli: Cli, small_run: tuple[str, ...], class_folders: Path, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    root = shutil.copytree(class_folders, tmp_path / "data")
-    victim = root / "train" / "grey" / "train01.mp4"
-    victim.write_bytes(b"")
-    for workers in (0, 2):
-        assert cli("train", *small_run, f"data.root={root}", f"data.num_workers={workers}") == 1
-        error = capsys.readouterr().err
-        assert "train01.mp4" in error and "Traceback" not in error
-    shutil.copy(class_folders / "train" / "grey" / "train01.mp4", victim)
-    assert cli("train", *small_run, f"data.root={root}", "train.max_steps=1") == 0
-    (root / "val" / "light" / "val02.mp4").write_text("not a video")
-    assert cli("eval", "run=runs/small", f"data.root={root}") == 1
-    assert "val02.mp4" in capsys.readouterr().err
-
-
-def test_a_loss_that_is_not_finite_stops_early_and_clearly(
-    cli: Cli, small_run: tuple[str, ...], capsys: pytest.CaptureFixture[str]
-) -> None:
-    settings = (*small_run, "optimizer=sgd", "optimizer.lr=1e30", "schedule.warmup_epochs=0")
-    assert cli("train", *settings) == 1
-    error = capsys.readouterr().err
-    assert "loss is nan" in error and "optimizer.lr" in error and ".mp4" in error
-    assert "Traceback" not in error
+    settings = (*small_run, "train.epochs=3", "train.save_every_steps=7")
+    assert cli("train", *settings) == 0
+    best = checkpoint.load(Path("runs/small/checkpoints/best.pt"))
+    assert best["step"] == best["best"]["step"]
+    vals = [row for row in rows() if row["kind"] == "val"]
+    assert best["best"]["top1"] == max(row["top1"] for row in vals)
 
 
 def test_worker_count_does_not_change_a_bit(cli: Cli, small_run: tuple[str, ...]) -> None:
@@ -250,7 +206,8 @@ def test_a_sweep_trains_one_run_per_value(cli: Cli, small_run: tuple[str, ...]) 
     settings = (*small_run[:-1], "name=sweep", "train.max_steps=1", "train.epochs=2")
     assert cli("train", "-m", *settings, "optimizer.lr=0.1,0.2") == 0
     found = sorted(p.parent.name for p in Path("runs/sweep").glob("*/config.yaml"))
-    assert len(found) == 2 and "optimizer.lr=0.1" in found[0] and "optimizer.lr=0.2" in found[1]
+    assert found == ["optimizer.lr=0.1", "optimizer.lr=0.2"]
+    assert cli("eval", "run=runs/sweep/optimizer.lr=0.1") == 0
 
 
 def test_decord_and_frame_folders_train_too(
@@ -275,14 +232,6 @@ def test_decord_and_frame_folders_train_too(
         "train", *settings, "data=list_file", "data.root=mixed", "data.train=train.txt",
         "data.val=val.txt", "train.batch_size=2", "data.num_workers=0", "name=mixed",
     ) == 0  # fmt: skip
-
-
-def test_an_unwritable_run_folder(small_run: tuple[str, ...], tmp_path: Path) -> None:
-    if os.geteuid() == 0:
-        pytest.skip("root may write anywhere; the case of a file in the way is tested elsewhere")
-    (tmp_path / "runs").mkdir(mode=0o500)
-    done = vidtrain("train", *small_run, cwd=tmp_path)
-    assert done.returncode == 1 and "cannot make the run folder" in done.stderr
 
 
 def test_tensorboard_holds_scalars_and_the_input_grid(cli: Cli, small_run: tuple[str, ...]) -> None:

@@ -40,11 +40,11 @@ def test_cosine_refuses_a_warm_up_longer_than_the_training() -> None:
 
 def test_norms_and_biases_go_without_decay() -> None:
     model = nn.Sequential(nn.Conv3d(3, 4, 1), nn.BatchNorm3d(4), nn.Linear(4, 2))
-    groups = parameter_groups(model, weight_decay=0.1, no_decay_norm_bias=True)
-    assert [(len(g["params"]), g["weight_decay"]) for g in groups] == [(2, 0.1), (4, 0.0)]
+    groups = parameter_groups(model, no_decay_norm_bias=True)
+    assert [(len(g["params"]), g.get("weight_decay")) for g in groups] == [(2, None), (4, 0.0)]
     model[0].weight.requires_grad_(False)
-    groups = parameter_groups(model, weight_decay=0.1, no_decay_norm_bias=False)
-    assert [(len(g["params"]), g["weight_decay"]) for g in groups] == [(5, 0.1)]
+    groups = parameter_groups(model, no_decay_norm_bias=False)
+    assert [(len(g["params"]), g.get("weight_decay")) for g in groups] == [(5, None)]
 
 
 def make_batch(size: int = 4) -> tuple[torch.Tensor, torch.Tensor]:

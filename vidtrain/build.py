@@ -34,8 +34,8 @@ from vidtrain.data.video import VideoList
 from vidtrain.errors import InputError, UsageError
 from vidtrain.training.parameters import parameter_groups
 
-ALLOWED = ("vidtrain.", "torch.optim.", "torch.nn.", "timm.optim.", "timm.models.",
-           "torchvision.models.")  # fmt: skip
+ALLOWED = ("vidtrain.models.", "vidtrain.data.sources.", "vidtrain.data.clip_samplers.",
+           "vidtrain.training.", "torch.optim.", "torch.nn.")  # fmt: skip
 ALLOW_VARIABLE = "VIDTRAIN_ALLOW_TARGETS"
 
 
@@ -62,7 +62,13 @@ def component(node: dict[str, Any], where: str, *args: Any, **kwargs: Any) -> An
         if key != "_target_"
     }
     _check_names(target, node["_target_"], where, settings, args, kwargs)
-    return target(*args, **_typed(target, settings, where), **kwargs)
+    typed = _typed(target, settings, where)
+    try:
+        return target(*args, **typed, **kwargs)
+    except InputError:
+        raise
+    except ValueError as error:  # how libraries refuse a value
+        raise UsageError(f"{where}: {node['_target_']} refuses its arguments: {error}") from error
 
 
 def locate(name: str, where: str) -> Callable[..., Any]:
@@ -285,12 +291,7 @@ def optimizer(
     node: dict[str, Any], network: nn.Module, *, no_decay_norm_bias: bool
 ) -> torch.optim.Optimizer:
     """Returns the optimizer over the network's parameter groups."""
-    decay = node.get("weight_decay", 0.0) if isinstance(node, dict) else 0.0
-    if isinstance(decay, bool) or not isinstance(decay, int | float):
-        raise UsageError(
-            f"optimizer.weight_decay={decay!r}: expected float, got {type(decay).__name__}"
-        )
-    groups = parameter_groups(network, weight_decay=decay, no_decay_norm_bias=no_decay_norm_bias)
+    groups = parameter_groups(network, no_decay_norm_bias=no_decay_norm_bias)
     built = component(node, "optimizer", groups)
     for group in built.param_groups:
         group["base_lr"] = group["lr"]

@@ -38,6 +38,14 @@ stages:
 """
 
 
+class _Stop(BaseException):
+    """Carries an interruption past Hydra, which collects ordinary exceptions of a sweep's runs."""
+
+    def __init__(self, reason: Interrupted) -> None:
+        super().__init__()
+        self.reason = reason
+
+
 def main() -> None:
     """Entry point of the `vidtrain` command."""
     # Read when torch loads: its threads sleep while idle, and leave the cores to the loader.
@@ -116,14 +124,21 @@ def _run_stage(stage: str, overrides: list[str]) -> None:
                 importlib.import_module(f"vidtrain.stages.{stage}"), stage
             )
             return function(composing.to_objects(config))
+        except Interrupted as error:
+            raise _Stop(error) from error  # ends a sweep too
         except Exception as error:  # Hydra would add its own lines to the message
+            if failures:
+                _complain(f"an earlier run of the sweep failed: {failures[-1]}", 1)
             failures.append(error)
             composing.leave_no_empty_folder(config)
             return None
 
-    composing.run_hydra(stage, overrides, call, conf=conf_dir())
+    try:
+        composing.run_hydra(stage, overrides, call, conf=conf_dir())
+    except _Stop as stop:
+        raise stop.reason from None
     if failures:
-        raise failures[0]
+        raise failures[-1]
 
 
 def _stage_help(stage: str, argv: list[str]) -> str:
@@ -138,9 +153,9 @@ def _stage_help(stage: str, argv: list[str]) -> str:
     for group in groups:
         names = sorted({p.stem for f in folders for p in (f / group).glob("*.yaml")})
         text.append(f"  {group}=  {' '.join(names)}")
+    sweep = f"  vidtrain {stage} -m KEY=A,B    one run per value\n" if stage == "train" else ""
     text.append(
-        f"\n  vidtrain {stage} --cfg job     all settings and their values\n"
-        f"  vidtrain {stage} -m KEY=A,B    one run per value\n"
+        f"\n  vidtrain {stage} --cfg job     all settings and their values\n{sweep}"
         "  --config-dir DIR              adds your own model/, data/ ... YAML files\n"
         "  --hydra-help                  Hydra's own flags\n"
     )

@@ -1,6 +1,7 @@
 """Between the command line and Hydra: schemas, a run's recorded config, errors a person can use."""
 
 import contextlib
+import dataclasses
 import difflib
 import os
 import re
@@ -21,6 +22,10 @@ from vidtrain.config import SCHEMAS, RunConfig
 from vidtrain.errors import InputError, UsageError
 
 # What a later stage takes over from the config of the run it starts from.
+FLAGS_WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp",
+                    "--package", "-p", "--cfg", "-c", "--info", "-i")  # fmt: skip
+# Settings that hold one path each.
+PATHS = ("run", "runs", "checkpoint", "output", "data.root", "data.classes")
 RECORDED = ("data", "clip_sampler", "model", "precision", "eval")
 
 
@@ -43,7 +48,8 @@ def run_hydra(
     if issubclass(SCHEMAS[stage], RunConfig) and "--hydra-help" not in overrides:
         _record_run(stage, overrides)
     before = sys.argv
-    sys.argv = [f"vidtrain {stage}", *overrides, *_sweep_names(overrides)]
+    flags, settings = _in_order(overrides)
+    sys.argv = [f"vidtrain {stage}", *flags, *settings, *_sweep_names(flags, settings)]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us, and we say them in one sentence
     entry = hydra.main(config_path=str(conf), config_name=stage, version_base="1.3")
     try:
@@ -73,18 +79,43 @@ def to_objects(cfg: DictConfig) -> Any:
     Raises:
         UsageError: A mandatory value is missing.
     """
+    added = sorted(_added(cfg, OmegaConf.get_type(cfg)))
+    if added:
+        raise UsageError(f"{', '.join(added)} is not a setting (see --help and --cfg job)")
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise UsageError(f"{', '.join(missing)} must be given: add {missing[0]}=VALUE")
     return OmegaConf.to_object(cfg)
 
 
-def _sweep_names(overrides: list[str]) -> list[str]:
+def _in_order(words: list[str]) -> tuple[list[str], list[str]]:
+    """Returns Hydra's flags and the settings apart: its parser wants all settings in one block.
+
+    Paths are quoted, since Hydra's grammar gives a meaning to `=`, `,` and brackets in them.
+    """
+    flags: list[str] = []
+    settings: list[str] = []
+    for word in words:
+        follows = bool(flags) and flags[-1] in FLAGS_WITH_VALUE
+        if word.startswith("--") or re.fullmatch(r"-[a-z]+", word) or follows:
+            flags.append(word)
+            continue
+        key, equals, value = word.partition("=")
+        if key in PATHS and re.search(r"[=,()\[\]{}]", value) and value[:1] not in "'\"":
+            word = f"{key}{equals}'{value}'"
+        settings.append(word)
+    return flags, settings
+
+
+def _sweep_names(flags: list[str], settings: list[str]) -> list[str]:
     """Returns the setting that names a sweep's folders by what it sweeps over, and nothing else."""
-    if not {"-m", "--multirun"} & set(overrides):
+    if not {"-m", "--multirun"} & set(flags):
         return []
-    given = [o.lstrip("+").split("=", 1) for o in overrides if "=" in o and not o.startswith("-")]
-    fixed = [key for key, value in given if "," not in value and not value.endswith(")")]
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("a sweep (-m) runs on one process; start torchrun once for each value")
+    given = [o.lstrip("+").split("=", 1) for o in settings if "=" in o]
+    swept = {key for key, value in given if "," in value or value.endswith(")")}
+    fixed = sorted({key for key, _ in given} - swept)
     return [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]"]
 
 
@@ -95,7 +126,21 @@ def leave_no_empty_folder(cfg: DictConfig) -> None:
     folder = Path(cfg.run_dir)
     with contextlib.suppress(OSError):  # not empty: it stays
         folder.rmdir()
-        folder.parent.rmdir()
+        if cfg.runs == "runs":  # the default; a folder that a person named is left alone
+            folder.parent.rmdir()
+
+
+def _added(cfg: DictConfig, schema: Any, prefix: str = "") -> list[str]:
+    """Returns the keys that `+key=value` added beside a dataclass's fields."""
+    if not dataclasses.is_dataclass(schema):
+        return []
+    known = {field.name for field in dataclasses.fields(schema)}
+    found = [f"{prefix}{key!s}" for key in cfg if str(key) not in known]
+    for key in known:
+        child = cfg._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+            found += _added(child, OmegaConf.get_type(child), f"{prefix}{key}.")
+    return found
 
 
 def _record_run(stage: str, overrides: list[str]) -> None:

@@ -47,15 +47,19 @@ def session(device: str, *, num_threads: int | None = None) -> Iterator[World]:
         UsageError: The device is unknown or not there.
     """
     if num_threads is not None:
+        if num_threads < 1:
+            raise UsageError(f"num_threads={num_threads} must be at least 1")
         torch.set_num_threads(num_threads)
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     chosen = _device(device, int(os.environ.get("LOCAL_RANK", "0")))
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    if "RANK" in os.environ and size > 1:
+    if size > 1 and "RANK" not in os.environ:
+        raise UsageError(f"WORLD_SIZE={size} is set but RANK is not; start with torchrun")
+    if size > 1:
         backend = "nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=10))
+        dist.init_process_group(backend, timeout=timedelta(minutes=30))
     try:
         yield World(rank=rank, size=size, device=chosen)
     finally:

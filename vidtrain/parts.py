@@ -15,7 +15,7 @@ from vidtrain import build, checkpoint, distributed, provenance
 from vidtrain.config import TrainConfig
 from vidtrain.data.loading import EvalViews, Plan, TrainClips
 from vidtrain.distributed import World
-from vidtrain.errors import UsageError
+from vidtrain.errors import InputError, UsageError
 from vidtrain.training.averaging import average_of
 from vidtrain.training.mixing import Mix
 from vidtrain.training.precision import Precision
@@ -81,6 +81,8 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
         UsageError: Settings that are wrong or do not fit together.
         InputError: The data is not there or not readable.
     """
+    if config.seed < 0:
+        raise UsageError(f"seed={config.seed} must be at least 0")
     precision = Precision(config.precision.dtype, world.device, tf32=config.precision.tf32)
     # Rank 0 first: a source may have to write its files.
     listed = distributed.together(lambda: build.videos(config.data, "train"), world)
@@ -88,6 +90,11 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
     held_out = distributed.together(
         lambda: build.videos(config.data, "val", class_names=names), world
     )
+    if len(names) < 2:
+        raise InputError(
+            f"data={config.data.name} has one class only ({', '.join(names)}) in "
+            f"{config.data.root}; there is nothing to tell apart: is data.root one folder off?"
+        )
     plan = build.plan(config.train, num_videos=len(listed.videos), world_size=world.size)
     mix = build.component(config.mix, "mix") if config.mix is not None else None
     if mix is not None and plan.micro_batch % 2:
@@ -142,7 +149,7 @@ def save(parts: Parts, config: TrainConfig, folder: Path) -> None:
         checkpoint.duplicate(last, last.with_name("best.pt"))
 
 
-def restore(parts: Parts, config: TrainConfig, folder: Path, device: torch.device) -> None:
+def restore(parts: Parts, config: TrainConfig, folder: Path, world: World) -> None:
     """Takes the run folder's last checkpoint up, if there is one.
 
     Raises:
@@ -150,18 +157,26 @@ def restore(parts: Parts, config: TrainConfig, folder: Path, device: torch.devic
         InputError: The checkpoint is damaged.
     """
     last = folder / "checkpoints" / "last.pt"
-    if not last.exists():
+    there = last.exists()
+    if there != distributed.share(there, world):
+        raise InputError(
+            f"rank 0 {'lacks' if there else 'has'} {last}, this process does not agree; all nodes "
+            "must share the folder of runs (runs=)"
+        )
+    if not there:
         return
     if not config.resume:
         raise UsageError(
             f"resume=false, but {last} exists; give a new name with name=, or remove the folder"
         )
-    state = checkpoint.load(last, device)
+    state = checkpoint.load(last, world.device)
     changed = checkpoint.config_differences(
         state["config"], dataclasses.asdict(config), ignore=FREE_TO_CHANGE
     )
     if state["data"] != parts.data_record:
         changed.append(f"list of videos: {state['data']} -> {parts.data_record}")
+    if state["class_names"] != list(parts.class_names):
+        changed.append(f"class names: {state['class_names']} -> {list(parts.class_names)}")
     if changed:
         raise UsageError(
             f"{folder} was trained with other settings ({'; '.join(changed)}); undo the change to "
@@ -173,3 +188,7 @@ def restore(parts: Parts, config: TrainConfig, folder: Path, device: torch.devic
     parts.optimizer.load_state_dict(state["optimizer"])
     parts.precision.scaler.load_state_dict(state["scaler"])
     parts.step, parts.best = state["step"], state["best"]
+    if (
+        world.is_main and parts.best.get("step") == parts.step
+    ):  # a kill may have come between the two
+        checkpoint.duplicate(last, last.with_name("best.pt"))

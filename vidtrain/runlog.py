@@ -87,6 +87,8 @@ class RunLog:
         self.folder, self.main = folder, main
         if not main:
             return
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
         kept = [row for row in read_rows(self.path) if row["step"] <= start_step]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))

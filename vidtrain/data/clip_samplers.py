@@ -42,8 +42,8 @@ class _Spec:
             return float(self.sampling_rate)
         if fps is None:
             raise InputError(
-                f"model.input.target_fps={self.target_fps} needs the rate of each video, but a "
-                "frame folder has none; set data.frame_folder_fps"
+                f"model.input.target_fps={self.target_fps} needs the rate of each video, but "
+                "this one has none; for frame folders set data.frame_folder_fps"
             )
         return self.sampling_rate * fps / self.target_fps
 

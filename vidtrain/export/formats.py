@@ -181,6 +181,10 @@ def replacing(path: Path) -> Iterator[Path]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; free space or name another folder"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -208,6 +212,8 @@ def _export(
             return Exported(format, None, ("batch", "time"), None)
         try:
             write(False)
+        except OSError:
+            raise  # the disk, not the model
         except Exception as error:
             others = " or format=".join(name for name in FORMATS if name != format)
             raise InputError(

@@ -29,7 +29,7 @@ class Preprocessing:
         mean: Per-channel RGB mean, for values in [0, 1].
         std: Per-channel RGB standard deviation, for values in [0, 1].
         target_fps: Rate at which sampling_rate counts; None: the video's own.
-        clip_sampler: "dense" (consecutive, sampling_rate apart) or "tsn" (spread over the video).
+        clip_sampler: Class in vidtrain.data.clip_samplers that picks the frames.
     """
 
     num_frames: int
@@ -39,7 +39,7 @@ class Preprocessing:
     mean: Sequence[float]
     std: Sequence[float]
     target_fps: float | None = None
-    clip_sampler: str = "dense"
+    clip_sampler: str = "ConstantClips"
 
 
 def write_sidecar(

@@ -1,9 +1,10 @@
 """Pictures of a run: training curves, confusion matrix, the clips a model is trained on.
 
 All use Matplotlib's Figure directly (no pyplot, so no global state and no display) and colours
-that stay apart for colour-blind readers. The path's suffix picks the file type.
+that stay apart for colour-blind readers. All are PNG files.
 """
 
+import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
+
+from vidtrain.errors import InputError
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # Okabe and Ito's palette
 DPI = 120
@@ -60,7 +63,7 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     _line(val_loss, *_series(val, "epoch", "loss"), GREEN)
     _label(val_loss, "Validation loss", "epoch", "loss (nats)")
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -> None:
@@ -106,7 +109,7 @@ def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -
     top1 = f"top-1 {100 * np.trace(matrix) / total:.1f} % of {total} videos" if total else "empty"
     _label(axes, f"Confusion matrix: {top1}", f"predicted class{unit}", f"true class{unit}")
     axes.grid(visible=False)
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def plot_clip_grid(clips: np.ndarray, labels: Sequence[str], path: Path) -> None:
@@ -136,7 +139,21 @@ def plot_clip_grid(clips: np.ndarray, labels: Sequence[str], path: Path) -> None
     for axes, frame in zip(grid[0], shown, strict=True):
         axes.set_title(f"frame {frame}", fontsize=9)
     figure.suptitle(f"{num_frames}-frame clips, {width} x {height} pixels")
-    figure.savefig(path)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Writes the PNG whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        figure.savefig(temporary, format="png")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; free some space or give another "
+            "folder"
+        ) from error
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -65,8 +65,9 @@ def eval(config: EvalStageConfig) -> float | None:
             return None
         found = figures(scores, run.class_names)
         folder = run.folder / "eval"
+        show(found, run)
         write(folder, config, run, scores, found)
-        show(found, run, folder)
+        print(f"written to {folder}: results.json, predictions.jsonl, confusion_matrix.png")
         return found["top1"]
 
 
@@ -98,7 +99,7 @@ def write(
         plot_confusion(confusion, run.class_names, folder / "confusion_matrix.png")
 
 
-def show(found: dict[str, Any], run: Finished, folder: Path) -> None:
+def show(found: dict[str, Any], run: Finished) -> None:
     """Prints the figures on standard output."""
     out = Console(highlight=False, soft_wrap=True)
     table = Table("class", "accuracy", "videos")
@@ -109,4 +110,3 @@ def show(found: dict[str, Any], run: Finished, folder: Path) -> None:
     if len(found["per_class"]) > 40:
         out.print(f"... and {len(found['per_class']) - 40} more classes in results.json")
     out.print(f"{run.checkpoint} (step {run.step}): {summary(found)}, {found['num_views']} views")
-    out.print(f"written to {folder}: results.json, predictions.jsonl, confusion_matrix.png")

@@ -82,4 +82,9 @@ def real_clips(config: ExportConfig, run: Finished) -> torch.Tensor:
         if not isinstance(batch, ClipBatch):
             raise InputError(batch)
         clips.append(to_input(batch.clips[:1], mean=inputs.mean, std=inputs.std))
+    if len(clips) < 2:
+        raise InputError(
+            f"data.val={config.data.val!r} has one video; two are needed to prove parity at two "
+            "batch sizes"
+        )
     return torch.cat(clips)

@@ -1,5 +1,6 @@
 """List the models: what they take and how big they are."""
 
+import difflib
 import fnmatch
 import json
 from typing import Any
@@ -28,7 +29,9 @@ def models(config: ModelsConfig) -> None:
     names = loader.get_group_options("model", results_filter=ObjectType.CONFIG)
     matching = fnmatch.filter(names, pattern)
     if not matching:
-        raise UsageError(f"no model matches {config.pattern!r}; there are {', '.join(names)}")
+        close = difflib.get_close_matches(config.pattern, names, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names)}"
+        raise UsageError(f"no model matches {config.pattern!r}; {hint}")
     rows = [_row(name) for name in matching]
     if config.json:
         print(json.dumps(rows, indent=2))

@@ -1,6 +1,7 @@
 """Train a model: build the parts in order, then loop."""
 
 import dataclasses
+import json
 import math
 import signal
 import time
@@ -26,6 +27,9 @@ from vidtrain.runlog import Meter, RunLog, shown_path
 from vidtrain.tasks import classification
 from vidtrain.training.mixing import mix_clips
 
+# A loss scale this small means that the gradient overflows in fp16 whatever the scale.
+SMALLEST_SCALE = 2.0**-10
+
 
 def train(config: TrainConfig) -> float | None:
     """Trains, validates, saves; goes on where the run folder's last checkpoint stands.
@@ -41,7 +45,7 @@ def train(config: TrainConfig) -> float | None:
     began, folder = time.perf_counter(), shown_path(config.run_dir)
     with distributed.session(config.device, num_threads=config.num_threads) as world:
         parts = build_parts(config, world)
-        restore(parts, config, folder, world.device)
+        restore(parts, config, folder, world)
         parts.network = distributed.replicate(parts.model, world)
         last_step = min(parts.plan.total_steps, config.train.max_steps or parts.plan.total_steps)
         log = RunLog(folder, main=world.is_main, start_step=parts.step)
@@ -71,7 +75,7 @@ def fit(parts: Parts, config: TrainConfig, log: RunLog, world: World, *, last_st
             if _due(parts.step, loop.log_every_steps, last_step):
                 mean_loss = float(distributed.mean(loss, world))
                 rate = parts.optimizer.param_groups[0]["lr"]
-                row = {"loss": mean_loss, "lr": rate, "grad_norm": float(norm), **meter.speed()}
+                row = {"loss": mean_loss, "lr": rate, "grad_norm": finite(norm), **meter.speed()}
                 log.row("train", step=parts.step, epoch=epoch, **row)
                 meter.show(row)
             if _due(parts.step, config.eval.every_epochs * plan.steps_per_epoch, last_step):
@@ -127,7 +131,8 @@ def optimizer_step(
         parts.model.parameters(), config.train.clip_grad_norm or math.inf
     )
     # With loss scaling an overflowing gradient is expected now and then: the scaler skips the step.
-    if not (loss.isfinite() and (scaler.is_enabled() or norm.isfinite())):
+    overflow_for_ever = scaler.is_enabled() and scaler.get_scale() < SMALLEST_SCALE
+    if not (loss.isfinite() and (scaler.is_enabled() or norm.isfinite())) or overflow_for_ever:
         raise InputError(_not_finite(loss, norm, step, seen, parts, config))
     scaler.step(parts.optimizer)
     scaler.update()
@@ -181,6 +186,11 @@ def validate(parts: Parts, config: TrainConfig, log: RunLog, world: World, *, ep
         plot_confusion(confusion, parts.class_names, log.folder / "confusion_matrix.png")
 
 
+def finite(value: torch.Tensor) -> float | None:
+    """Returns a scalar as a float, or None where JSON has no number for it."""
+    return float(value) if value.isfinite() else None
+
+
 def _due(step: int, every: int, last_step: int) -> bool:
     return step % every == 0 or step == last_step
 
@@ -206,7 +216,10 @@ def introduce(parts: Parts, config: TrainConfig, log: RunLog, world: World) -> N
         return
     runlog.write_yaml(log.folder / "config.yaml", dataclasses.asdict(config))
     facts = provenance.record(world, seed=config.seed, data=parts.data_record)
-    runlog.write_json(log.folder / "run.json", facts | {"start_step": parts.step})
+    earlier = log.folder / "run.json"
+    starts = json.loads(earlier.read_text("utf-8"))["starts"] if parts.step else []
+    this = {"started": facts["started"], "command": facts["command"], "step": parts.step}
+    runlog.write_json(earlier, facts | {"starts": [*starts, this]})
     inputs, plan = config.model.input, parts.plan
     size = sum(p.numel() for p in parts.model.parameters()) / 1e6
     log.say(
@@ -237,10 +250,11 @@ def summarise(parts: Parts, log: RunLog, *, seconds: float) -> None:
     if not log.main:
         return
     plot_curves(runlog.read_rows(log.folder / "metrics.jsonl"), log.folder / "curves.png")
-    best = parts.best
+    best = "no validation yet"
+    if parts.best:
+        best = f"best val top-1 {parts.best['top1']:.4f} at step {parts.best['step']:.0f}"
     log.say(
-        f"done: step {parts.step} of {parts.plan.total_steps} after {seconds:.0f} s; best val "
-        f"top-1 {best['top1']:.4f} at step {best['step']:.0f}\n"
+        f"done: step {parts.step} of {parts.plan.total_steps} after {seconds:.0f} s; {best}\n"
         f"run folder {log.folder}: checkpoints/best.pt, curves.png, confusion_matrix.png, "
         f"inputs.png, metrics.jsonl\n"
         f"next: vidtrain eval run={log.folder}    vidtrain export run={log.folder}    "

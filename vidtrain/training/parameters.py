@@ -5,16 +5,13 @@ from typing import Any
 from torch import nn
 
 
-def parameter_groups(
-    model: nn.Module, *, weight_decay: float, no_decay_norm_bias: bool
-) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, *, no_decay_norm_bias: bool) -> list[dict[str, Any]]:
     """Returns optimizer groups; norms and biases go without weight decay if asked.
 
     Every parameter of one dimension or none is a norm's or a bias. Frozen parameters are left out.
 
     Args:
         model: The network.
-        weight_decay: Decay of the other parameters.
         no_decay_norm_bias: Whether norms and biases get weight decay 0.
 
     Source: Goyal et al., 2017, section 5.3 (no decay on batch norm); the rule by dimension is the
@@ -22,8 +19,8 @@ def parameter_groups(
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not no_decay_norm_bias:
-        return [{"params": trainable, "weight_decay": weight_decay}]
+        return [{"params": trainable}]
     decayed = [p for p in trainable if p.ndim > 1]
     plain = [p for p in trainable if p.ndim <= 1]
-    groups = [(decayed, weight_decay), (plain, 0.0)]
-    return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from vidtrain.data.sources.class_names import read_lines
 from vidtrain.data.video import Video, VideoList
 from vidtrain.errors import InputError
 
@@ -62,7 +63,7 @@ def _numbers(count: int) -> tuple[str, ...]:
 def _rows(file: Path) -> list[tuple[int, str, str, int | None, int]]:
     """Returns (line number, line, path, frames or None, label) of each line."""
     rows = []
-    for number, raw in enumerate(file.read_text("utf-8").splitlines(), start=1):
+    for number, raw in enumerate(read_lines(file), start=1):
         line = raw.strip()
         if not line or line.startswith("#"):
             continue
