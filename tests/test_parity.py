@@ -118,7 +118,7 @@ def test_sidecar_says_what_a_consumer_needs(model, clips, tmp_path):
             "mean": [0.45, 0.45, 0.45],
             "std": [0.225, 0.225, 0.225],
             "target_fps": None,
-            "clip_sampler": "dense",
+            "clip_sampler": "ConstantClips",
         },
         "output": {"name": "logits", "meaning": "logits; apply softmax for probabilities"},
         "labels": ["walk", "run", "sit", "jump", "stå"],
