@@ -135,7 +135,7 @@ class Meter:
         self.mark, self.clips, self.waited = self.began, 0, 0.0
         self.bar = Progress(
             TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}"), TimeRemainingColumn(), console=console,
+            TextColumn("{task.fields[text]}  ETA"), TimeRemainingColumn(), console=console,
             disable=not (main and sys.stderr.isatty()), transient=True,
         )  # fmt: skip
         self.task = self.bar.add_task("train", total=total, completed=start, text="")

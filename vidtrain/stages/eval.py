@@ -46,7 +46,7 @@ def eval(config: EvalStageConfig) -> float | None:
                 say(f"frames of {listed.videos[0].id}, clip {number}: {describe(frames.numpy())}")
         progress = Progress(
             TextColumn("eval"), BarColumn(bar_width=24), MofNCompleteColumn(),
-            TextColumn("videos of rank 0"), TimeRemainingColumn(), console=runlog.console,
+            TextColumn("videos of rank 0  ETA"), TimeRemainingColumn(), console=runlog.console,
             disable=not (world.is_main and runlog.console.is_terminal), transient=True,
         )  # fmt: skip
         with progress:
