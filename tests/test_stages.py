@@ -241,3 +241,4 @@ def test_tensorboard_holds_scalars_and_the_input_grid(cli: Cli, small_run: tuple
     events = EventAccumulator("runs/small/tensorboard").Reload()
     assert {"train/loss", "train/lr", "val/top1"} <= set(events.Tags()["scalars"])
     assert events.Tags()["images"] == ["inputs"]
+    assert "config/text_summary" in events.Tags()["tensors"]

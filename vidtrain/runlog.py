@@ -51,7 +51,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_yaml(path: Path, value: dict[str, Any]) -> None:
     """Writes plain values as YAML, atomically."""
-    write_text(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
+    write_text(path, as_yaml(value))
+
+
+def as_yaml(value: dict[str, Any]) -> str:
+    """Returns plain values as YAML."""
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -106,6 +111,11 @@ class RunLog:
             for name, value in values.items():
                 if isinstance(value, int | float) and name not in ("step", "epoch"):
                     self.board.add_scalar(f"{kind}/{name}", value, values["step"])
+
+    def text(self, name: str, text: str) -> None:
+        """Adds a text to TensorBoard, as it stands."""
+        if self.main:
+            self.board.add_text(name, f"```\n{text}\n```")
 
     def picture(self, name: str, image: Any, step: int) -> None:
         """Adds an (H, W, 3) uint8 picture to TensorBoard."""

@@ -216,6 +216,7 @@ def introduce(parts: Parts, config: TrainConfig, log: RunLog, world: World) -> N
         return
     runlog.write_yaml(log.folder / "config.yaml", dataclasses.asdict(config))
     facts = provenance.record(world, seed=config.seed, data=parts.data_record)
+    log.text("config", runlog.as_yaml(dataclasses.asdict(config)))
     earlier = log.folder / "run.json"
     starts = json.loads(earlier.read_text("utf-8"))["starts"] if parts.step else []
     this = {"started": facts["started"], "command": facts["command"], "step": parts.step}
