@@ -8,7 +8,7 @@ import hydra
 import pytest
 from conftest import REPO
 
-from vidtrain import build, cli
+from vidtrain import cli, targets
 from vidtrain.composing import register_schemas, to_objects
 from vidtrain.config import SCHEMAS, TrainConfig
 
@@ -46,7 +46,7 @@ def test_choice_composes_and_binds(path: Path, monkeypatch: pytest.MonkeyPatch) 
     bind(config.optimizer, [])
     bind(config.schedule, 0, total_steps=1, steps_per_epoch=1)
     if config.mix is not None:
-        build.component(config.mix, "mix")
+        targets.component(config.mix, "mix")
     assert inputs.crop_size <= min(inputs.short_side)
     assert inputs.eval_crop_size <= inputs.eval_short_side
     first = path.read_text().splitlines()
@@ -54,7 +54,7 @@ def test_choice_composes_and_binds(path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def bind(node: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-    target = build.locate(node["_target_"], "node")
+    target = targets.locate(node["_target_"], "node")
     settings = {key: value for key, value in node.items() if key != "_target_"}
     inspect.signature(target).bind(*args, **settings, **kwargs)
 

@@ -18,6 +18,7 @@ ROOMS = {"data", "models", "training"}
 MIDDLE = {"tasks", "export", "report"}
 ABOVE = {
     "build", "checkpoint", "composing", "evaluation", "finished", "parts", "provenance", "runlog",
+    "targets",
 }  # fmt: skip
 
 # Part of the package -> the other parts it may import. Every part may import itself and the

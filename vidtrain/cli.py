@@ -4,7 +4,6 @@ Nothing heavy is imported before a stage runs, so that `vidtrain --help` answers
 Exit codes: 0 done, 1 failed, 2 wrong command line or config, 128 + signal when interrupted.
 """
 
-import difflib
 import importlib
 import os
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import vidtrain
-from vidtrain.errors import InputError, Interrupted, UsageError
+from vidtrain.errors import InputError, Interrupted, UsageError, did_you_mean
 
 FIRST_STAGES = ("train", "eval", "export")
 # A bare word after these stages is the value of this key: `vidtrain models 'x3d*'`.
@@ -95,7 +94,7 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     stage, rest = argv[0], argv[1:]
     if stage not in known:
-        hint = _nearest(stage, list(known)) or f"the stages are {', '.join(known)}"
+        hint = did_you_mean(stage, known, cutoff=0.5) or f"the stages are {', '.join(known)}"
         raise UsageError(f"{stage!r} is not a stage; {hint}")
     if "-h" in rest or "--help" in rest:
         print(_stage_help(stage, rest), end="")
@@ -172,11 +171,6 @@ def _comment(path: Path) -> list[str]:
     lines = path.read_text("utf-8").splitlines()
     end = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
     return [line[1:].removeprefix(" ") for line in lines[:end]] or [""]
-
-
-def _nearest(word: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else ""
 
 
 def _complain(text: str, code: int) -> int:

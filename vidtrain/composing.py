@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
 import os
 import re
 import sys
@@ -19,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from vidtrain.config import SCHEMAS, RunConfig
-from vidtrain.errors import InputError, UsageError
+from vidtrain.errors import InputError, UsageError, did_you_mean
 
 # What a later stage takes over from the config of the run it starts from.
 FLAGS_WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp",
@@ -226,9 +225,10 @@ def _leaves(node: Any, prefix: str) -> list[str]:
 
 
 def _nearest(word: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(word, names, n=3, cutoff=0.6)
-    if not close:  # a right last part at a wrong place
-        close = [name for name in names if name.split(".")[-1] == word.split(".")[-1]][:3]
-    if close:
-        return f"did you mean {' or '.join(close)}?"
+    near = did_you_mean(word, names)
+    if near:
+        return near
+    elsewhere = [name for name in names if name.split(".")[-1] == word.split(".")[-1]][:3]
+    if elsewhere:  # a right last part at a wrong place
+        return f"did you mean {' or '.join(elsewhere)}?"
     return f"it must be one of {', '.join(names[:40])}"

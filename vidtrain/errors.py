@@ -1,5 +1,8 @@
 """The two kinds of error a user can cause; everything else is a bug and keeps its traceback."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
     """Bad input: a file, a folder, a list line, a checkpoint, a disk.
@@ -11,6 +14,18 @@ class InputError(ValueError):
 
 class UsageError(InputError):
     """A wrong command line or config value; the command line exits with 2."""
+
+
+def did_you_mean(word: str, names: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """Returns `did you mean a or b?` with the nearest of the names, or nothing if none is near.
+
+    Args:
+        word: What the user typed.
+        names: What would have been valid.
+        cutoff: How alike a name must be, from 0 (anything) to 1 (equal).
+    """
+    close = difflib.get_close_matches(word, list(names), n=3, cutoff=cutoff)
+    return f"did you mean {' or '.join(close)}?" if close else ""
 
 
 class Interrupted(Exception):

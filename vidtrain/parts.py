@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from vidtrain.config import TrainConfig
 from vidtrain.data.loading import EvalViews, Plan, TrainClips
 from vidtrain.distributed import World
 from vidtrain.errors import InputError, UsageError
+from vidtrain.targets import component, prepared
 from vidtrain.training.averaging import average_of
 from vidtrain.training.mixing import Mix
 from vidtrain.training.precision import Precision
@@ -65,9 +66,9 @@ class Parts:
         """Names of the classes, by label."""
         return self.clips.videos.class_names
 
-    @property
+    @cached_property
     def data_record(self) -> dict[str, Any]:
-        """Fingerprints of both splits."""
+        """Fingerprints of both splits; computed once, since every checkpoint holds them."""
         return {
             "train": provenance.fingerprint(self.clips.videos),
             "val": provenance.fingerprint(self.views.videos),
@@ -96,7 +97,7 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
             f"{config.data.root}; there is nothing to tell apart: is data.root one folder off?"
         )
     plan = build.plan(config.train, num_videos=len(listed.videos), world_size=world.size)
-    mix = build.component(config.mix, "mix") if config.mix is not None else None
+    mix = component(config.mix, "mix") if config.mix is not None else None
     if mix is not None and plan.micro_batch % 2:
         raise UsageError(
             f"mix pairs clips, but each of {world.size} processes has {plan.micro_batch} clips per "
@@ -106,8 +107,8 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
     optimizer = build.optimizer(
         config.optimizer, model, no_decay_norm_bias=config.train.no_decay_norm_bias
     )
-    schedule = partial(
-        build.component, config.schedule, "schedule",
+    schedule = prepared(
+        config.schedule, "schedule", 0,
         total_steps=plan.total_steps, steps_per_epoch=plan.steps_per_epoch,
     )  # fmt: skip
     schedule(0)  # a schedule that does not fit says so now

@@ -39,8 +39,7 @@ def eval(config: EvalStageConfig) -> float | None:
         )
         views = build.eval_views(config, config.eval, listed, world.device)
         inputs = config.model.input
-        sample = views[0]
-        if world.is_main and isinstance(sample, ClipBatch):
+        if world.is_main and isinstance(sample := views[0], ClipBatch):
             say = runlog.console.print
             for number, frames in enumerate(sample.frames[:: config.eval.num_crops]):
                 say(f"frames of {listed.videos[0].id}, clip {number}: {describe(frames.numpy())}")

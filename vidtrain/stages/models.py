@@ -1,6 +1,5 @@
 """List the models: what they take and how big they are."""
 
-import difflib
 import fnmatch
 import json
 from typing import Any
@@ -15,7 +14,7 @@ from rich.table import Table
 from vidtrain import build
 from vidtrain.composing import to_objects
 from vidtrain.config import ModelConfig, ModelsConfig
-from vidtrain.errors import UsageError
+from vidtrain.errors import UsageError, did_you_mean
 
 
 def models(config: ModelsConfig) -> None:
@@ -29,8 +28,7 @@ def models(config: ModelsConfig) -> None:
     names = loader.get_group_options("model", results_filter=ObjectType.CONFIG)
     matching = fnmatch.filter(names, pattern)
     if not matching:
-        close = difflib.get_close_matches(config.pattern, names, n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names)}"
+        hint = did_you_mean(config.pattern, names) or f"there are {', '.join(names)}"
         raise UsageError(f"no model matches {config.pattern!r}; {hint}")
     rows = [_row(name) for name in matching]
     if config.json:
