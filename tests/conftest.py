@@ -43,11 +43,15 @@ def class_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def user_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def user_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """What a user with an own model sets; one thread, so that bits do not depend on the machine."""
     monkeypatch.setenv("VIDTRAIN_ALLOW_TARGETS", "my_models")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(REPO)]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    # Packet indexes and embedded data of tests stay among the tests.
+    monkeypatch.setenv("VIDTRAIN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.syspath_prepend(str(TESTS))
 
 

@@ -1,8 +1,6 @@
 """What is no good video is refused with one sentence; nothing hangs, follows links or guesses."""
 
 import os
-import shutil
-import subprocess
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -15,11 +13,10 @@ from PIL import Image
 
 from vidtrain.data.decode_frames import FrameFolderReader
 from vidtrain.data.decode_pyav import PyavReader
-from vidtrain.data.reading import open_video
+from vidtrain.data.reading import DECODERS, open_video
 from vidtrain.data.video import Video
 from vidtrain.errors import InputError
 
-CORPUS = Path(__file__).parents[2] / "shared" / "tools" / "make_bad_videos.sh"
 FRONT = {"movflags": "faststart"}
 NOT_A_VIDEO = r"is not a video file that can be read \(.+\): it is of another kind, a playlist"
 
@@ -131,9 +128,11 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("decoder", ["pyav", "decord"])
+@pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_file_is_refused(tmp_path: Path, name: str, decoder: str) -> None:
+    if decoder != "pyav":
+        pytest.importorskip(decoder)
     make, message = BAD[name]
     path = make(tmp_path / name)
     with pytest.raises(InputError, match=message), open_video(Video(str(path), 0, "a"), decoder):
@@ -176,7 +175,7 @@ def test_a_damaged_frame_is_named(tmp_path: Path) -> None:
 def test_a_changing_picture_size_is_refused(tmp_path: Path) -> None:
     with (
         closing(PyavReader(str(other_size(tmp_path / "a.ts")))) as reader,
-        pytest.raises(InputError, match=r"size of .*a\.ts changes \(32x32, 64x64\); convert it"),
+        pytest.raises(InputError, match=r"size of .*a\.ts changes \(64x64, 32x32\); convert it"),
     ):
         reader.read(range(reader.num_frames))
 
@@ -218,8 +217,8 @@ FOLDERS: dict[str, tuple[list[str], int | None, str]] = {
                r"several series of images \(img_\*, x_\*, y_\*\); keep each in a folder"),
     "twice": (["i_1.png", "i_01.png"], None, r"i_01.png and i_1.png in .* carry the same number"),
     "unnumbered": (["cover.png"], None, r"The image cover.png in .*unnumbered has no number"),
-    "fewer": (["1.png", "2.png"], 3, r"3 frames are stated for .*fewer, but it holds 2 images"),
-    "none": (["1.png", "2.png"], 0, r"0 frames are stated for .*none, but it holds 2 images"),
+    "fewer": (["1.png", "2.png"], 3, r"3 frames are stated for .*fewer, but it holds 2;"),
+    "none": (["1.png", "2.png"], 0, r"0 frames are stated for .*none, but it holds 2;"),
 }  # fmt: skip
 
 
@@ -249,36 +248,3 @@ def test_bad_images_are_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             reader.read([0, index])
-
-
-REFUSED = {
-    "zero.mp4": "is empty", "cut_moov_missing.mp4": "cut short", "cut_mid.mkv": "is cut short",
-    "cut_mid_faststart.mp4": "is cut short", "bitrot.mp4": "cannot be decoded",
-    "audio_only.mp4": "has no video stream", "cover_art.m4a": "has no video stream",
-    "text.mp4": "is not a video file", "fifo.mp4": "is a pipe", "frames_gap": "have a gap",
-    "isdir.mp4": "holds no images", "lie_count.mp4": "is not a video file",
-    "reschange.ts": "picture size",
-}  # fmt: skip
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not CORPUS.is_file(), reason=f"no {CORPUS}")
-@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
-def test_corpus_of_bad_videos(tmp_path: Path) -> None:
-    lines = CORPUS.read_text().splitlines()
-    script = "\n".join(line for line in lines if "long3h" not in line and "bomb" not in line)
-    subprocess.run(["bash", "-c", script, "make", str(tmp_path)], check=False)
-    for path in sorted(tmp_path.iterdir()):
-        if path.suffix == ".png":
-            continue
-        video = Video(str(path), 0, "a")
-        if path.name in REFUSED:
-            with pytest.raises(InputError, match=REFUSED[path.name]), open_video(video) as reader:
-                reader.read(range(reader.num_frames))
-            continue
-        with av.open(str(path)) as container:
-            frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
-        with open_video(video) as reader:
-            assert reader.num_frames == len(frames), path
-            wanted = [len(frames) - 1, len(frames) // 2, 0, len(frames) // 3]
-            np.testing.assert_array_equal(reader.read(wanted), [frames[i] for i in wanted])

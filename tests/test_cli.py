@@ -41,7 +41,7 @@ def test_help_lists_every_stage_and_choice(cli: Cli, capsys: pytest.CaptureFixtu
     [
         (["trian"], "'trian' is not a stage; did you mean train?"),
         (["train", "model=slowfst_r50"], "slowfst_r50 is not a choice; did you mean slowfast"),
-        (["train", "data=kinetix"], "data=kinetix is not a choice; it must be one of"),
+        (["train", "data=kinetix"], "data=kinetix is not a choice; did you mean"),
         (["train", "clip_sampler=tns"], "clip_sampler=tns is not a choice; did you mean tsn"),
         (["train", "train.epoch=3"], "train.epoch is not a setting of vidtrain train; did you mean "
          "train.epochs"),

@@ -6,9 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vidtrain.data import views
 from vidtrain.data.clip_samplers import ConstantClips, RandomClip, TsnSegments, UniformClips
-from vidtrain.data.views import Box
 from vidtrain.errors import InputError, UsageError
 
 
@@ -125,52 +123,3 @@ def test_a_rate_is_needed_to_count_in_it() -> None:
 def test_impossible_settings(make: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make()
-
-
-def test_eval_boxes_by_hand() -> None:
-    # 100x200 scaled to a short side of 50 is 50x100; a crop of 40 there is one of 80 here.
-    settings = {"short_side": 50, "crop_size": 40}
-    assert views.eval_crop_boxes(100, 200, num_crops=1, **settings) == [Box(10, 60, 80, 80)]
-    across = [Box(10, left, 80, 80) for left in (0, 60, 120)]
-    assert views.eval_crop_boxes(100, 200, num_crops=3, **settings) == across
-    down = [Box(top, 10, 80, 80) for top in (0, 60, 120)]
-    assert views.eval_crop_boxes(200, 100, num_crops=3, **settings) == down
-    # Smaller than the crop: the short side is the crop, scaled up.
-    assert views.eval_crop_boxes(20, 30, num_crops=1, short_side=40, crop_size=40) == [
-        Box(0, 5, 20, 20)
-    ]
-
-
-def test_random_boxes_have_the_drawn_scale_and_reach_every_corner() -> None:
-    rng = np.random.default_rng(0)
-    boxes = [
-        views.random_crop_box(60, 80, crop_size=56, short_side=(64, 80), rng=rng)
-        for _ in range(2000)
-    ]
-    assert {box.height for box in boxes} == {round(56 * 60 / side) for side in range(64, 81)}
-    assert all(box.height == box.width for box in boxes)
-    assert all(0 <= box.top <= 60 - box.height and 0 <= box.left <= 80 - box.width for box in boxes)
-    smallest = [box for box in boxes if box.height == 42]
-    assert {box.top for box in smallest} == set(range(19))
-    assert {box.left for box in smallest} == set(range(39))
-
-
-def test_cut_takes_the_box_and_nothing_else() -> None:
-    rng = np.random.default_rng(0)
-    frames = rng.integers(0, 256, (3, 20, 30, 3), dtype=np.uint8)
-    same = views.cut(frames, Box(4, 7, 12, 12), 12)
-    np.testing.assert_array_equal(same, frames[:, 4:16, 7:19])
-    frames[:, 4:16, 7:19] = 77  # what lies outside must not bleed in
-    for size in (6, 12, 30):
-        result = views.cut(frames, Box(4, 7, 12, 12), size)
-        assert result.shape == (3, size, size, 3)
-        assert result.dtype == np.uint8
-        assert result.flags.c_contiguous
-        assert (result == 77).all()
-
-
-def test_cut_halves_by_antialiased_averages() -> None:
-    stripes = np.zeros((1, 16, 16, 3), np.uint8)
-    stripes[:, :, ::2] = 200
-    result = views.cut(stripes, Box(0, 0, 16, 16), 8)
-    assert np.abs(result[:, :, 2:-2].astype(int) - 100).max() <= 30  # no stripe picked alone

@@ -144,7 +144,7 @@ def test_more_frames_stated_than_there_are(root: Path, tmp_path: Path) -> None:
     ):
         pass
     with (
-        pytest.raises(InputError, match=r"5 frames are stated for .*frames, but it holds 4 images"),
+        pytest.raises(InputError, match=r"5 frames are stated for .*frames, but it holds 4"),
         open_video(images),
     ):
         pass

@@ -5,6 +5,7 @@ What a YAML names with `_target_` is called by `component` (see `targets`), and 
 
 import math
 import os
+import sys
 from typing import Any
 
 import torch
@@ -20,7 +21,9 @@ from vidtrain.config import (
     RunConfig,
     TrainConfig,
 )
-from vidtrain.data.loading import EvalViews, Plan, Reading, TrainClips
+from vidtrain.data import index_store, preparing, quarantine
+from vidtrain.data.eval_loading import EvalLoader, EvalViews
+from vidtrain.data.loading import Plan, Reading, TrainClips
 from vidtrain.data.reading import check_decoder
 from vidtrain.data.sources.class_names import read_class_names
 from vidtrain.data.video import VideoList
@@ -32,7 +35,7 @@ from vidtrain.training.parameters import parameter_groups
 def videos(
     config: DataConfig, part: str, *, class_names: tuple[str, ...] | None = None
 ) -> VideoList:
-    """Returns the videos of a split.
+    """Returns the videos of a split: of the training split those that are not in quarantine.
 
     Args:
         config: The data set.
@@ -54,6 +57,13 @@ def videos(
             f"data.{part}={split!r} of data={config.name} holds no video (root {config.root}); "
             f"check data.root and data.{part}"
         )
+    if part == "train" and config.quarantine is not None:
+        listed, left_out = quarantine.leave_out(listed, os.path.expanduser(config.quarantine))
+        print(f"data.quarantine leaves {len(left_out)} videos out of {len(listed.videos)} that "
+              f"remain: {', '.join(left_out[:3])}{', ...' * (len(left_out) > 3)}",
+              file=sys.stderr)  # fmt: skip
+    if config.prepared is not None:
+        listed = preparing.prepared_videos(listed, root, os.path.expanduser(config.prepared))
     return listed
 
 
@@ -61,7 +71,8 @@ def reading(config: DataConfig, device: torch.device) -> Reading:
     """Returns how files are read; refuses an unknown decoder before any work is done."""
     check_decoder(config.decoder)
     _check_range("data", config, num_workers=(0, None), prefetch_batches=(1, None),
-                 timeout_seconds=(0, None), frame_folder_fps=(1e-6, None))  # fmt: skip
+                 timeout_seconds=(0, None), frame_folder_fps=(1e-6, None),
+                 views_per_decode=(1, None), max_bad_fraction=(0, 1 - 1e-9))  # fmt: skip
     return Reading(
         decoder=config.decoder,
         frame_folder_fps=config.frame_folder_fps,
@@ -69,6 +80,7 @@ def reading(config: DataConfig, device: torch.device) -> Reading:
         prefetch_batches=config.prefetch_batches,
         timeout_seconds=config.timeout_seconds,
         pin_memory=device.type == "cuda",
+        index=config.index or str(index_store.default_path(config.name, config.root)),
     )
 
 
@@ -80,14 +92,39 @@ def train_clips(config: TrainConfig, listed: VideoList, device: torch.device) ->
             f"model.input.short_side={inputs.short_side} must be [smallest, largest], both at "
             f"least model.input.crop_size={inputs.crop_size}"
         )
+    for name, highest in (("crop_area", 1.0), ("crop_aspect", math.inf)):
+        pair = getattr(inputs, name)
+        if pair is not None and not (len(pair) == 2 and 0 < pair[0] <= pair[1] <= highest):
+            raise UsageError(f"model.input.{name}={pair} must be [smallest, largest], above 0"
+                             f"{' and at most 1' if highest == 1 else ''}")  # fmt: skip
+    budget = math.floor(config.data.max_bad_fraction * len(listed.videos))
     return TrainClips(
         videos=listed,
         sampler=component(config.clip_sampler.train, "clip_sampler.train", **_clip(inputs)),
+        num_frames=inputs.num_frames,
         crop_size=inputs.crop_size,
         short_side=(inputs.short_side[0], inputs.short_side[1]),
         flip=config.data.horizontal_flip,
         seed=config.seed,
         reading=reading(config.data, device),
+        views_per_decode=config.data.views_per_decode,
+        crop_area=tuple(inputs.crop_area) if inputs.crop_area else None,  # type: ignore[arg-type]
+        crop_aspect=tuple(inputs.crop_aspect),  # type: ignore[arg-type]
+        replace=budget > 0,
+    )
+
+
+def eval_loader(
+    views: EvalViews, evaluation: EvalConfig, *, rank: int, world_size: int
+) -> EvalLoader:
+    """Returns the views of a rank's share of the videos."""
+    views_per_video = evaluation.num_clips * evaluation.num_crops
+    return EvalLoader(
+        views,
+        videos_per_group=max(1, evaluation.batch_size // views_per_video),
+        batch_size=evaluation.batch_size,
+        rank=rank,
+        world_size=world_size,
     )
 
 
@@ -138,7 +175,7 @@ def _clip(inputs: InputConfig) -> dict[str, Any]:
     }
 
 
-def plan(config: LoopConfig, *, num_videos: int, world_size: int) -> Plan:
+def plan(config: LoopConfig, data: DataConfig, *, num_videos: int, world_size: int) -> Plan:
     """Returns the arithmetic of batches.
 
     Raises:
@@ -153,10 +190,18 @@ def plan(config: LoopConfig, *, num_videos: int, world_size: int) -> Plan:
             f"train.batch_size={config.batch_size} is the batch over all processes; it must be a "
             f"multiple of train.accumulate={config.accumulate} times {world_size} processes"
         )
-    if num_videos < config.batch_size:
+    views = data.views_per_decode
+    if config.batch_size // (config.accumulate * world_size) % views:
+        raise UsageError(
+            f"data.views_per_decode={views} must divide the micro-batch of "
+            f"{config.batch_size // (config.accumulate * world_size)} clips (train.batch_size over "
+            "train.accumulate and the processes)"
+        )
+    if num_videos * views < config.batch_size:
         raise UsageError(
             f"train.batch_size={config.batch_size} is more than the {num_videos} videos of the "
-            f"training split; use train.batch_size={num_videos} or less"
+            f"training split{f' x {views} views' * (views > 1)}; use "
+            f"train.batch_size={num_videos * views} or less"
         )
     return Plan(
         num_videos=num_videos,
@@ -164,6 +209,7 @@ def plan(config: LoopConfig, *, num_videos: int, world_size: int) -> Plan:
         accumulate=config.accumulate,
         epochs=config.epochs,
         world_size=world_size,
+        views_per_decode=views,
     )
 
 

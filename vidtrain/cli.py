@@ -15,9 +15,9 @@ from typing import Any
 import vidtrain
 from vidtrain.errors import InputError, Interrupted, UsageError, did_you_mean
 
-FIRST_STAGES = ("train", "eval", "export")
+FIRST_STAGES = ("train", "eval", "export", "stats", "check", "index", "prepare")
 # A bare word after these stages is the value of this key: `vidtrain models 'x3d*'`.
-BARE_WORD = {"models": "pattern"}
+BARE_WORD = {"models": "pattern", "benchmark": "what"}
 
 USAGE = """vidtrain {version}: training and evaluation for video understanding
 

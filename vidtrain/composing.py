@@ -24,7 +24,8 @@ from vidtrain.errors import InputError, UsageError, did_you_mean
 FLAGS_WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp",
                     "--package", "-p", "--cfg", "-c", "--info", "-i")  # fmt: skip
 # Settings that hold one path each.
-PATHS = ("run", "runs", "checkpoint", "output", "data.root", "data.classes")
+PATHS = ("run", "runs", "checkpoint", "output", "files", "sums", "data.root", "data.classes",
+         "data.index", "data.prepared", "data.quarantine")  # fmt: skip
 RECORDED = ("data", "clip_sampler", "model", "precision", "eval")
 
 

@@ -9,38 +9,14 @@ from typing import Any
 
 from omegaconf import MISSING
 
-
-@dataclass
-class DataConfig:
-    """Which videos, and how they are read.
-
-    Attributes:
-        name: Short name, part of the run's name.
-        root: Folder that holds the data set.
-        train: Split to train on, in the source's own terms (sub-folder, list file).
-        val: Split to validate and evaluate on.
-        classes: Text file with one class name a line; null: the source finds the names.
-        horizontal_flip: Whether a mirrored video keeps its label.
-        source: Node whose target returns the list of videos.
-        decoder: Decoder back end: pyav or decord; frame folders are read as images.
-        frame_folder_fps: Frames per second of frame folders; null: unknown.
-        num_workers: Loader processes per rank; 0 decodes in the training process.
-        prefetch_batches: Batches each worker keeps ready.
-        timeout_seconds: A loader that gives no batch for so long stops the run; 0 waits forever.
-    """
-
-    name: str = MISSING
-    root: str = MISSING
-    train: str = "train"
-    val: str = "val"
-    classes: str | None = None
-    horizontal_flip: bool = True
-    source: Any = MISSING
-    decoder: str = "pyav"
-    frame_folder_fps: float | None = None
-    num_workers: int = 2
-    prefetch_batches: int = 2
-    timeout_seconds: float = 300.0
+from vidtrain.config_data import (
+    BenchmarkConfig,
+    CheckConfig,
+    DataConfig,
+    IndexConfig,
+    PrepareConfig,
+    StatsConfig,
+)
 
 
 @dataclass
@@ -53,6 +29,9 @@ class InputConfig:
         target_fps: Rate at which sampling_rate counts; null: the video's own.
         crop_size: Side of the training crop, pixels.
         short_side: Smallest and largest short side of the training jitter, pixels.
+        crop_area: Smallest and largest share of the frame of a random resized crop, which then
+            takes the place of the jitter; null: the jitter.
+        crop_aspect: Smallest and largest width over height of a random resized crop.
         eval_crop_size: Side of the evaluation crop, pixels.
         eval_short_side: Short side in evaluation, pixels.
         mean: Per-channel RGB mean, for values in [0, 1].
@@ -64,6 +43,8 @@ class InputConfig:
     target_fps: float | None = None
     crop_size: int = MISSING
     short_side: list[int] = MISSING
+    crop_area: list[float] | None = None
+    crop_aspect: list[float] = field(default_factory=lambda: [0.75, 1.3333])
     eval_crop_size: int = MISSING
     eval_short_side: int = MISSING
     mean: list[float] = MISSING
@@ -179,6 +160,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     clip_sampler: ClipSamplerConfig = field(default_factory=ClipSamplerConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    augment: Any = None
     mix: Any = None
     optimizer: Any = MISSING
     schedule: Any = MISSING
@@ -261,6 +243,11 @@ SCHEMAS: dict[str, type] = {
     "train": TrainConfig,
     "eval": EvalStageConfig,
     "export": ExportConfig,
+    "index": IndexConfig,
+    "stats": StatsConfig,
+    "check": CheckConfig,
+    "prepare": PrepareConfig,
+    "benchmark": BenchmarkConfig,
     "models": ModelsConfig,
     "doctor": DoctorConfig,
 }

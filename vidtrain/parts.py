@@ -1,6 +1,7 @@
 """What a training consists of: built once in reading order, saved and restored as one."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,8 +13,12 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from vidtrain import build, checkpoint, distributed, provenance
+from vidtrain.bad_videos import BadVideos
 from vidtrain.config import TrainConfig
-from vidtrain.data.loading import EvalViews, Plan, TrainClips
+from vidtrain.data.augment import Augment
+from vidtrain.data.eval_loading import EvalLoader
+from vidtrain.data.loading import Plan, TrainClips
+from vidtrain.data.preparing import prepared_record
 from vidtrain.distributed import World
 from vidtrain.errors import InputError, UsageError
 from vidtrain.targets import component, prepared
@@ -24,8 +29,8 @@ from vidtrain.training.precision import Precision
 # Settings that may differ between the parts of a resumed run: they do not change the weights.
 FREE_TO_CHANGE = (
     "name", "runs", "run_dir", "resume", "device", "num_threads", "data.root", "data.num_workers",
-    "data.prefetch_batches", "data.timeout_seconds", "train.log_every_steps",
-    "train.save_every_steps", "train.max_steps", "eval.",
+    "data.prefetch_batches", "data.timeout_seconds", "data.index", "data.max_bad_fraction",
+    "data.prepared", "train.log_every_steps", "train.save_every_steps", "train.max_steps", "eval.",
 )  # fmt: skip
 
 
@@ -35,7 +40,7 @@ class Parts:
 
     Attributes:
         clips: Training samples.
-        views: Validation views.
+        val: Validation views of this process.
         plan: Arithmetic of batches.
         model: The plain network, on its device.
         network: The network as it is called: wrapped for DDP, or the same.
@@ -43,13 +48,16 @@ class Parts:
         optimizer: Optimizer; each group has its `base_lr`.
         schedule: Factor on the base learning rate, by step.
         precision: Arithmetic and loss scaler.
+        augment: What happens to each clip on the device, or None.
         mix: Mixup and cutmix, or None.
+        bad: Unreadable videos met so far.
+        prepared: What `vidtrain prepare` did to the videos, or None.
         step: Optimizer steps taken.
         best: Best validation so far, {"top1": share, "step": step}; or empty.
     """
 
     clips: TrainClips
-    views: EvalViews
+    val: EvalLoader
     plan: Plan
     model: nn.Module
     network: nn.Module
@@ -57,7 +65,10 @@ class Parts:
     optimizer: torch.optim.Optimizer
     schedule: Callable[[int], float]
     precision: Precision
+    augment: Augment | None
     mix: Mix | None
+    bad: BadVideos
+    prepared: dict[str, Any] | None
     step: int = 0
     best: dict[str, float] = dataclasses.field(default_factory=dict)
 
@@ -71,7 +82,8 @@ class Parts:
         """Fingerprints of both splits; computed once, since every checkpoint holds them."""
         return {
             "train": provenance.fingerprint(self.clips.videos),
-            "val": provenance.fingerprint(self.views.videos),
+            "val": provenance.fingerprint(self.val.views.videos),
+            "prepared": self.prepared,
         }
 
 
@@ -85,23 +97,16 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
     if config.seed < 0:
         raise UsageError(f"seed={config.seed} must be at least 0")
     precision = Precision(config.precision.dtype, world.device, tf32=config.precision.tf32)
-    # Rank 0 first: a source may have to write its files.
-    listed = distributed.together(lambda: build.videos(config.data, "train"), world)
-    names = listed.class_names
-    held_out = distributed.together(
-        lambda: build.videos(config.data, "val", class_names=names), world
-    )
-    if len(names) < 2:
-        raise InputError(
-            f"data={config.data.name} has one class only ({', '.join(names)}) in "
-            f"{config.data.root}; there is nothing to tell apart: is data.root one folder off?"
-        )
-    plan = build.plan(config.train, num_videos=len(listed.videos), world_size=world.size)
+    clips, val = build_data(config, world)
+    num_videos, names = len(clips.videos.videos), clips.videos.class_names
+    plan = build.plan(config.train, config.data, num_videos=num_videos, world_size=world.size)
+    augment = component(config.augment, "augment") if config.augment is not None else None
     mix = component(config.mix, "mix") if config.mix is not None else None
-    if mix is not None and plan.micro_batch % 2:
+    if mix is not None and plan.micro_batch // plan.views_per_decode % 2:
         raise UsageError(
-            f"mix pairs clips, but each of {world.size} processes has {plan.micro_batch} clips per "
-            "micro-batch; make it even with train.batch_size or train.accumulate, or use mix=none"
+            f"mix pairs clips, but each of {world.size} processes has {plan.micro_batch} clips of "
+            f"{plan.micro_batch // plan.views_per_decode} videos per micro-batch; make it even "
+            "with train.batch_size or train.accumulate, or use mix=none"
         )
     model = build.model(config.model, num_classes=len(names), seed=config.seed).to(world.device)
     optimizer = build.optimizer(
@@ -113,9 +118,10 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
     )  # fmt: skip
     schedule(0)  # a schedule that does not fit says so now
     decay = config.train.ema_decay
+    share, prepared_in = config.data.max_bad_fraction, config.data.prepared
     return Parts(
-        clips=build.train_clips(config, listed, world.device),
-        views=build.eval_views(config, config.eval, held_out, world.device),
+        clips=clips,
+        val=val,
         plan=plan,
         model=model,
         network=model,
@@ -123,7 +129,40 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
         optimizer=optimizer,
         schedule=schedule,
         precision=precision,
+        augment=augment,
         mix=mix,
+        bad=BadVideos(math.floor(share * num_videos), share),
+        prepared=prepared_record(prepared_in) if prepared_in is not None else None,
+    )
+
+
+def build_data(config: TrainConfig, world: World) -> tuple[TrainClips, EvalLoader]:
+    """Builds the training samples and this process's validation views.
+
+    Raises:
+        UsageError: Settings that are wrong or do not fit together.
+        InputError: The data is not there, not readable, or of one class.
+    """
+    # Rank 0 first: a source may have to write its files.
+    listed = distributed.together(lambda: build.videos(config.data, "train"), world)
+    names = listed.class_names
+    held_out = distributed.together(
+        lambda: build.videos(config.data, "val", class_names=names), world
+    )
+    if len(names) < 2:
+        raise InputError(
+            f"data={config.data.name} has one class only ({', '.join(names)}) in "
+            f"{config.data.root}; there is nothing to tell apart: is data.root one folder off?"
+        )
+    if listed.multi_label:
+        raise UsageError(
+            f"data={config.data.name} gives a video several classes, and training takes one each; "
+            "a source that can list labelled segments does with data.source.segments=true"
+        )
+    views = build.eval_views(config, config.eval, held_out, world.device)
+    return (
+        build.train_clips(config, listed, world.device),
+        build.eval_loader(views, config.eval, rank=world.rank, world_size=world.size),
     )
 
 
@@ -141,6 +180,7 @@ def save(parts: Parts, config: TrainConfig, folder: Path) -> None:
         "scaler": parts.precision.scaler.state_dict(),
         "step": parts.step,
         "best": parts.best,
+        "bad_videos": parts.bad.found,
         "class_names": list(parts.class_names),
         "config": dataclasses.asdict(config),
         "data": parts.data_record,
@@ -189,6 +229,7 @@ def restore(parts: Parts, config: TrainConfig, folder: Path, world: World) -> No
     parts.optimizer.load_state_dict(state["optimizer"])
     parts.precision.scaler.load_state_dict(state["scaler"])
     parts.step, parts.best = state["step"], state["best"]
+    parts.bad.found = dict(state["bad_videos"])
     if (
         world.is_main and parts.best.get("step") == parts.step
     ):  # a kill may have come between the two

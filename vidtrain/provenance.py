@@ -14,14 +14,16 @@ from vidtrain.data.video import VideoList
 from vidtrain.distributed import World
 
 PACKAGES = ("torch", "torchvision", "pytorchvideo", "timm", "hydra-core", "omegaconf", "av",
-            "decord", "numpy", "onnx", "onnxruntime")  # fmt: skip
+            "decord", "torchcodec", "opencv-python-headless", "numpy", "onnx",
+            "onnxruntime")  # fmt: skip
 
 
 def fingerprint(videos: VideoList) -> dict[str, Any]:
     """Returns the number of videos and a SHA-256 over their ids and labels, in order."""
     digest = hashlib.sha256()
     for video in videos.videos:
-        digest.update(f"{video.id}\0{video.label}\0{video.num_frames}\n".encode())
+        part = (video.num_frames, video.first_frame, video.start, video.end, video.labels)
+        digest.update(f"{video.id}\0{video.label}\0{part}\n".encode())
     return {"videos": len(videos.videos), "sha256": digest.hexdigest()}
 
 

@@ -9,10 +9,12 @@ import numpy as np
 # Purposes keep streams apart that share a seed. Their values are part of every run's identity:
 # never renumber them.
 ORDER = 1  # the order of the samples in an epoch
-SAMPLE = 2  # clip start, crop and flip of one sample
+SAMPLE = 2  # clip start, crops and flips of one sample
 STEP = 3  # dropout and other layers that draw while training
 MIX = 4  # mixup and cutmix
 INIT = 5  # initial weights
+AUGMENT = 6  # augmentation of one clip on the device
+REPLACE = 7  # the sample that stands in for an unreadable one
 
 
 def generator(seed: int, purpose: int, *counters: int) -> np.random.Generator:

@@ -17,7 +17,7 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from vidtrain.errors import InputError, UsageError, did_you_mean
 
 ALLOWED = ("vidtrain.models.", "vidtrain.data.sources.", "vidtrain.data.clip_samplers.",
-           "vidtrain.training.", "torch.optim.", "torch.nn.")  # fmt: skip
+           "vidtrain.data.augment.", "vidtrain.training.", "torch.optim.", "torch.nn.")  # fmt: skip
 ALLOW_VARIABLE = "VIDTRAIN_ALLOW_TARGETS"
 
 
@@ -124,6 +124,9 @@ def _typed(target: Callable[..., Any], settings: dict[str, Any], where: str) -> 
         try:
             typed[key] = adapter.validate_python(value)
         except ValidationError:
+            if typing.get_origin(hints[key]) is typing.Literal:
+                choices = ", ".join(map(str, typing.get_args(hints[key])))
+                raise UsageError(f"{where}.{key}={value!r} must be one of {choices}") from None
             wanted = hints[key].__name__ if inspect.isclass(hints[key]) else str(hints[key])
             raise UsageError(
                 f"{where}.{key}={value!r}: expected {wanted}, got {type(value).__name__}"

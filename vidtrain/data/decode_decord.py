@@ -1,5 +1,6 @@
 """Reading frames of a video file with decord, for comparison with other projects' loaders."""
 
+import io
 import re
 from collections.abc import Sequence
 from contextlib import closing
@@ -7,8 +8,11 @@ from functools import lru_cache
 
 import numpy as np
 
+from vidtrain.data import whole_frames
 from vidtrain.data.decode_pyav import PyavReader
-from vidtrain.data.packets import check_indices, file_key, packet_table
+from vidtrain.data.packets import check_indices, packet_table
+from vidtrain.data.video import Box
+from vidtrain.data.video_file import file_key
 from vidtrain.errors import InputError, UsageError
 
 
@@ -17,10 +21,12 @@ class DecordReader:
 
     decord seeks by counting packets and silently returns wrong frames where that count is not the
     order of showing (open groups of pictures, edit lists, MPEG-TS, missing time stamps). Such
-    files are refused. Colours of 10-bit video differ from PyAV's by about 3 of 255.
+    files are refused, and so are files to be turned or mirrored, which it does not always do.
+    Colours of 10-bit video differ from PyAV's by about 3 of 255; damage that FFmpeg paints over is
+    not noticed; frames of another size than the first are scaled to that.
 
     Args:
-        path: A local video file.
+        path: A local video file, or a tar member, which is read into memory.
 
     Raises:
         InputError: Not a video file, or one that decord is not trusted with.
@@ -35,16 +41,21 @@ class DecordReader:
                 "data.decoder=decord needs the package decord, which is not installed: "
                 "run 'pip install decord', or set data.decoder=pyav."
             ) from None
-        table = packet_table(path)
+        self._path, self._error = path, decord.DECORDError
+        self._table = table = packet_table(path)
         if table.count_reason:
             raise _not_trusted(path, table.count_reason)
-        self._path = path
-        self._error = decord.DECORDError
+        if any(table.turn):
+            raise _not_trusted(path, "it is to be turned or mirrored")
         self.num_frames = len(table.pts)
-        self.fps = table.fps
+        self.fps, self.height, self.width = table.fps, table.height, table.width
+        source = whole_frames.source(path)
         try:
             # fault_tol: raise when a frame is broken instead of repeating the one before it.
-            self._reader = decord.VideoReader(f"file:{path}", num_threads=1, fault_tol=1)
+            self._reader = decord.VideoReader(
+                io.BytesIO(source) if isinstance(source, bytes) else source,
+                num_threads=1, fault_tol=1,
+            )  # fmt: skip
         except (RuntimeError, decord.DECORDError) as error:
             raise InputError(
                 f"decord cannot open {path} ({_reason(error)}); set data.decoder=pyav."
@@ -53,12 +64,11 @@ class DecordReader:
             reason = f"it finds {len(self._reader)} frames where there are {self.num_frames}"
             raise _not_trusted(path, reason)
         first, expected = self.read([0]), _first_frame(*file_key(path))
-        # decord turns pictures, but does not mirror them. Colours may differ a little (10 bits).
-        if first.shape != expected.shape or np.abs(first - expected.astype(float)).mean() > 10:
+        if np.abs(first - expected.astype(float)).mean() > 10:  # colours of 10 bits differ a little
             raise _not_trusted(path, "its first frame is not that of data.decoder=pyav")
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
-        """Returns exactly the frames asked for, uint8 (len(indices), H, W, 3) RGB.
+        """Returns exactly the frames asked for, uint8 (len(indices), height, width, 3) RGB.
 
         Raises:
             InputError: A frame cannot be decoded, or an index is outside the video.
@@ -73,7 +83,23 @@ class DecordReader:
             ) from None
         # Anyone in this process may have set decord's bridge, which decides what a batch is.
         frames = batch.asnumpy() if hasattr(batch, "asnumpy") else np.asarray(batch)
+        if frames.shape[1:3] != whole_frames.turned_size(self._table):
+            size = f"{frames.shape[2]}x{frames.shape[1]}"
+            raise _not_trusted(self._path, f"it gives frames of {size} pixels")
+        frames = whole_frames.square_pixels(frames, self._table)
         return frames[np.searchsorted(wanted, [int(index) for index in indices])]
+
+    def cut(self, indices: Sequence[int], boxes: Sequence[Box], out: Sequence[np.ndarray]) -> None:
+        """Writes boxes of the frames, each scaled to the size of its array.
+
+        Raises:
+            InputError: A frame cannot be decoded, or an index is outside the video.
+        """
+        whole_frames.cut(self.read, indices, boxes, out)
+
+    def frame_at(self, seconds: float) -> int:
+        """Number of the first frame shown at or after a time, counted from the first frame's."""
+        return whole_frames.frame_at(self._table, seconds)
 
     def close(self) -> None:
         """Gives the file back."""

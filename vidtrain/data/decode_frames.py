@@ -1,17 +1,24 @@
 """Reading a video that is a folder of images, one per frame."""
 
+import io
+import math
 import os
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import pairwise
 
+import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
+from vidtrain.data import whole_frames
 from vidtrain.data.packets import check_indices
+from vidtrain.data.video import Box
 from vidtrain.errors import InputError
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+PILLOW_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class FrameFolderReader:
@@ -22,56 +29,112 @@ class FrameFolderReader:
 
     Args:
         path: The folder.
-        num_frames: Images to use, from the first; None: all.
         fps: Frames per second, which a folder does not state; None: unknown.
 
     Raises:
-        InputError: No images, names that do not count on, or fewer images than num_frames.
+        InputError: No images, or names that do not count on.
     """
 
-    def __init__(
-        self, path: str, *, num_frames: int | None = None, fps: float | None = None
-    ) -> None:
+    def __init__(self, path: str, *, fps: float | None = None) -> None:
         self._path = path
         self._names = image_names(path)
-        self.num_frames = len(self._names) if num_frames is None else num_frames
-        if not 1 <= self.num_frames <= len(self._names):
-            raise InputError(
-                f"{num_frames} frames are stated for the folder {path}, "
-                f"but it holds {len(self._names)} images; correct the list."
-            )
+        self.num_frames = len(self._names)
         self.fps = fps
 
+    @property
+    def height(self) -> int:
+        """Of the first image, pixels."""
+        return self._size[0]
+
+    @property
+    def width(self) -> int:
+        """Of the first image, pixels."""
+        return self._size[1]
+
     def read(self, indices: Sequence[int]) -> np.ndarray:
-        """Returns exactly the frames asked for, uint8 (len(indices), H, W, 3) RGB.
+        """Returns exactly the frames asked for, uint8 (len(indices), height, width, 3) RGB.
 
         Raises:
             InputError: An image cannot be read or has another size, or an index is too large.
         """
         wanted = check_indices(indices, self.num_frames, self._path)
         frames = {index: self._image(index) for index in wanted}
-        first = frames[wanted[0]].shape
-        for index in wanted:
-            if frames[index].shape != first:
+        height, width = self._size
+        for index, frame in frames.items():
+            if frame.shape[:2] != (height, width):
                 raise InputError(
-                    f"The images in {self._path} have different sizes: {self._names[wanted[0]]} "
-                    f"{first[1]}x{first[0]}, {self._names[index]} "
-                    f"{frames[index].shape[1]}x{frames[index].shape[0]}."
+                    f"The images in {self._path} have different sizes: {self._names[0]} "
+                    f"{width}x{height}, {self._names[index]} {frame.shape[1]}x{frame.shape[0]}."
                 )
         return np.stack([frames[int(index)] for index in indices])
+
+    def cut(self, indices: Sequence[int], boxes: Sequence[Box], out: Sequence[np.ndarray]) -> None:
+        """Writes boxes of the frames, each scaled to the size of its array.
+
+        Raises:
+            InputError: An image cannot be read or has another size, or an index is too large.
+        """
+        whole_frames.cut(self.read, indices, boxes, out)
+
+    def frame_at(self, seconds: float) -> int:
+        """Number of the first frame shown at or after a time, counted from the first frame's.
+
+        Raises:
+            InputError: The frames per second are not known.
+        """
+        if not self.fps:
+            raise InputError(
+                f"The folder of images {self._path} does not tell its frames per second, so "
+                "times cannot be found in it; set data.frame_folder_fps."
+            )
+        return max(0, math.ceil((seconds - 1e-6) * self.fps))
 
     def close(self) -> None:
         """Does nothing: an image file is open only while it is read."""
 
+    @cached_property
+    def _size(self) -> tuple[int, int]:
+        """Height and width of the first image, turned, from its header."""
+        path = os.path.join(self._path, self._names[0])
+        try:
+            with Image.open(path) as image:
+                width, height = image.size
+                turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        except PILLOW_ERRORS as error:
+            raise _unreadable(path, error) from None
+        return (width, height) if turned else (height, width)
+
     def _image(self, index: int) -> np.ndarray:
         path = os.path.join(self._path, self._names[index])
         try:
-            with Image.open(path) as image:
-                return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            empty = os.path.isfile(path) and os.path.getsize(path) == 0
-            reason = "it is empty (0 bytes)" if empty else error
-            raise InputError(f"Cannot read the image {path}: {reason}; copy it again.") from None
+            with open(path, "rb") as file:
+                content = file.read()
+            with Image.open(io.BytesIO(content)) as image:
+                return _pixels(image, content)
+        except PILLOW_ERRORS as error:
+            raise _unreadable(path, error) from None
+
+
+def _pixels(image: Image.Image, content: bytes) -> np.ndarray:
+    """Pixels of an opened image as it is to be shown, (H, W, 3) uint8 RGB."""
+    # OpenCV decodes JPEG to the same values in half the time, and turns it as EXIF asks. It says
+    # nothing where a file is cut short, so those without an end are left to Pillow, which does.
+    whole = content.rstrip(b"\0").endswith(b"\xff\xd9")
+    if image.format == "JPEG" and image.mode in ("RGB", "L") and whole:
+        decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+        if decoded is not None:
+            return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scaling
+        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    return np.asarray(image.convert("RGB"))
+
+
+def _unreadable(path: str, error: Exception) -> InputError:
+    empty = os.path.isfile(path) and os.path.getsize(path) == 0
+    reason = "it is empty (0 bytes)" if empty else error
+    return InputError(f"Cannot read the image {path}: {reason}; copy it again.")
 
 
 def image_names(path: str) -> list[str]:

@@ -1,16 +1,20 @@
 """Reading frames of a video file with PyAV (FFmpeg): exactly those asked for."""
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
-from functools import lru_cache
-from itertools import chain
-from typing import Any
+from functools import cached_property
 
 import av
+import cv2
 import numpy as np
+from av.packet import Packet
 from av.video.frame import VideoFrame
 
-from vidtrain.data.packets import check_indices, file_key, open_video_file, packet_table
+from vidtrain.data.colours import cut_frame
+from vidtrain.data.packet_trust import NO_PTS
+from vidtrain.data.packets import check_indices, packet_table
+from vidtrain.data.sequential import damaged, decode_all, frame_times
+from vidtrain.data.video import Box
+from vidtrain.data.video_file import file_key, open_video_file
 from vidtrain.errors import InputError
 
 # What a seek to a keyframe costs, in decoded frames: up to so many unwanted ones are decoded
@@ -22,11 +26,12 @@ class PyavReader:
     """One opened video file; see `vidtrain.data.video.VideoReader`.
 
     Where the packet table can be trusted (`PacketTable.fast`), frame i is the one with the i-th
-    smallest time stamp and is decoded from the keyframe before it. In all other files the frames
-    are numbered as they come out of one decoding from the start.
+    smallest time stamp. It is decoded from the keyframe before it, without the packets that no
+    wanted frame depends on. In all other files the frames are numbered as they come out of one
+    decoding from the start.
 
     Args:
-        path: A local video file.
+        path: A local video file, or a tar member.
 
     Raises:
         InputError: Not a video file, no frames in it, or cut short.
@@ -36,81 +41,151 @@ class PyavReader:
         self._path = path
         self._table = packet_table(path)
         self.fps = self._table.fps
+        self.height, self.width = self._table.height, self._table.width
         self.num_frames = (
-            len(self._table.pts) if self._table.fast else _count_frames(*file_key(path))
+            len(self._table.pts) if self._table.fast else len(frame_times(*file_key(path)))
         )
-        self._shown = np.sort(self._table.pts)
-        self._container, self._stream = open_video_file(path)
+        self._container, self._stream = open_video_file(path, strict=self._table.fast)
+        self._walk: Generator[VideoFrame, None, None] | None = None
+        self._walked = 0
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
-        """Returns exactly the frames asked for, uint8 (len(indices), H, W, 3) RGB.
+        """Returns exactly the frames asked for, uint8 (len(indices), height, width, 3) RGB.
 
         Raises:
             InputError: A frame cannot be decoded, or an index is outside the video.
         """
         wanted = check_indices(indices, self.num_frames, self._path)
-        frames = self._read_by_time(wanted) if self._table.fast else {}
-        missing = [index for index in wanted if index not in frames]
-        if missing:
-            frames |= self._read_in_order(missing)
-        sizes = {f"{frame.shape[1]}x{frame.shape[0]}" for frame in frames.values()}
-        if len(sizes) > 1:
-            raise InputError(
-                f"The picture size of {self._path} changes ({', '.join(sorted(sizes))}); "
-                "convert it to one size."
-            )
+        frames = {index: self._shown(frame) for index, frame in self._decode(wanted)}
         return np.stack([frames[int(index)] for index in indices])
+
+    def cut(self, indices: Sequence[int], boxes: Sequence[Box], out: Sequence[np.ndarray]) -> None:
+        """Writes boxes of the frames, each scaled to the size of its array; decodes once.
+
+        Args:
+            indices: Frames; they may repeat and come in any order.
+            boxes: Regions, the same for every frame.
+            out: For each box a C-contiguous uint8 (len(indices), h, w, 3) array, RGB.
+
+        Raises:
+            InputError: A frame cannot be decoded, or an index is outside the video.
+        """
+        places: dict[int, list[int]] = {}
+        for place, index in enumerate(indices):
+            places.setdefault(int(index), []).append(place)
+        wanted = check_indices(indices, self.num_frames, self._path)
+        sources = [self._coded_box(box) for box in boxes]
+        for index, frame in self._decode(wanted):
+            first, *others = places[index]
+            for source, array in zip(sources, out, strict=True):
+                self._cut(frame, source, array[first])
+                for other in others:
+                    array[other] = array[first]
+
+    def frame_at(self, seconds: float) -> int:
+        """Number of the first frame shown at or after a time, counted from the first frame's."""
+        times = self._frame_pts if self._table.fast else frame_times(*file_key(self._path))
+        if (times == NO_PTS).any():  # only some old containers: frames then last equally long
+            return max(0, int(np.ceil(seconds * (self.fps or 0.0) - 1e-6)))
+        since_first = (times - times[0]) * float(self._table.time_base)
+        return int(np.searchsorted(since_first, seconds - 1e-6))
 
     def close(self) -> None:
         """Gives the file back. A container that is not closed keeps its memory."""
+        self._end_walk()
         self._container.close()
 
-    def _read_by_time(self, wanted: list[int]) -> dict[int, np.ndarray]:
-        """Wanted frames by index, without those that do not come."""
-        frames = {}
-        for start, indices in self._runs(wanted):
-            waiting: dict[int | None, int] = {int(self._shown[i]): i for i in indices}
-            last = self._shown[indices[-1]]
+    @cached_property
+    def _frame_pts(self) -> np.ndarray:
+        return np.sort(self._table.pts)
+
+    def _decode(self, wanted: list[int]) -> Iterator[tuple[int, VideoFrame]]:
+        """Every wanted frame with its number, once, in any order; `wanted` rises.
+
+        Raises:
+            InputError: One of them cannot be decoded, or has another size than the first frame.
+        """
+        missing = set(wanted)
+        if self._table.fast:
+            for index, frame in self._decode_runs(wanted):
+                missing.discard(index)
+                yield index, self._checked(frame)
+        if missing:
+            for index, frame in self._decode_in_order(sorted(missing)):
+                yield index, self._checked(frame)
+
+    def _decode_runs(self, wanted: list[int]) -> Iterator[tuple[int, VideoFrame]]:
+        """Wanted frames of a fast file, without those that do not come."""
+        table = self._table
+        order = np.argsort(table.pts)  # frame number -> packet
+        packets = order[wanted]
+        for start, first, last in self._runs(wanted, packets):
+            chosen = packets[first:last]
+            waiting = dict(zip(table.pts[chosen].tolist(), wanted[first:last], strict=True))
+            needed = ~table.droppable
+            needed[chosen] = True
+            # What follows the keyframe but is shown before it refers to frames before the keyframe.
+            needed &= (table.pts >= table.pts[start]) | (np.arange(len(needed)) <= start)
             try:
-                for frame in self._decode_from(start):
-                    index = waiting.pop(frame.pts, None)
+                for frame in self._decode_needed(start, int(chosen.max()), needed):
+                    index = waiting.pop(frame.pts, None)  # type: ignore[arg-type]
                     if index is not None and not frame.is_corrupt:
-                        frames[index] = _to_rgb(frame, self._path)
-                    if not waiting or (frame.pts is not None and frame.pts >= last):
-                        break
+                        yield index, frame
             except av.error.FFmpegError:
                 continue  # decoding from the start may still work; if not, that says why
-        return frames
 
-    def _runs(self, wanted: list[int]) -> list[tuple[int, list[int]]]:
-        """Packets to start decoding at, and the frames to take from there."""
-        keys = np.flatnonzero(self._table.keyframe)
-        keys = keys[np.argsort(self._table.pts[keys])]
-        key_index = np.searchsorted(self._shown, self._table.pts[keys])  # as frames are numbered
-        runs: list[tuple[int, list[int]]] = []
-        for index in wanted:
-            key = np.searchsorted(key_index, index, side="right") - 1
-            if runs and key_index[key] - runs[-1][1][-1] <= SEEK_COST_FRAMES:
-                runs[-1][1].append(index)
+    def _runs(self, wanted: list[int], packets: np.ndarray) -> list[tuple[int, int, int]]:
+        """Keyframe packet to start at, and the slice of `wanted` to take from there."""
+        table = self._table
+        keys = np.flatnonzero(table.keyframe)
+        keys = keys[np.argsort(table.pts[keys])]
+        starts = keys[np.searchsorted(table.pts[keys], table.pts[packets], side="right") - 1]
+        cost = np.cumsum(~table.droppable)
+        runs: list[tuple[int, int, int]] = []
+        for place, start in enumerate(starts.tolist()):
+            # Decoding goes on over a keyframe where few frames between are of no use.
+            if runs and (start <= runs[-1][0] or
+                         cost[start] - cost[packets[place - 1]] <= SEEK_COST_FRAMES):  # fmt: skip
+                runs[-1] = (*runs[-1][:2], place + 1)
             else:
-                runs.append((int(keys[key]), [index]))
+                runs.append((start, place, place + 1))
         return runs
 
-    def _decode_from(self, start: int) -> Iterator[VideoFrame]:
-        """Frames in display order, decoded from a keyframe packet or one before it."""
+    def _decode_needed(self, start: int, last: int, needed: np.ndarray) -> Iterator[VideoFrame]:
+        """Frames of the needed packets from a keyframe to the last packet."""
+        for number, packet in self._packets_from(start):
+            if needed[number]:
+                yield from packet.decode()  # type: ignore[misc]
+            if number == last:
+                break
+        yield from self._stream.decode(None)  # what the decoder still holds
+
+    def _packets_from(self, start: int) -> Iterator[tuple[int, Packet]]:
+        """Packets from one on, with their places in the table; nothing if they cannot be found."""
+        pts = self._table.pts
         for key in np.flatnonzero(self._table.keyframe[: start + 1])[::-1]:
-            self._container.seek(int(self._table.pts[key]), stream=self._stream)
-            packets = (packet for packet in self._container.demux(self._stream) if packet.size)
-            first = next(packets, None)
-            # Some containers seek by decoding time, or to what their index holds, and land late.
-            if first is not None and first.pts in self._table.pts[: start + 1]:
-                for packet in chain([first], packets):
-                    yield from packet.decode()
-                yield from self._stream.decode(None)
+            self._container.seek(int(pts[key]), stream=self._stream)
+            number = -1
+            for packet in self._container.demux(self._stream):
+                if not packet.size:
+                    continue
+                if number < 0:
+                    # Some containers seek by decoding time, or to what their index holds, and
+                    # land late.
+                    landed = np.flatnonzero(pts[: start + 1] == packet.pts)
+                    if not landed.size:
+                        break
+                    number = int(landed[0])
+                if number >= len(pts) or packet.pts != pts[number]:
+                    return
+                if number >= start:
+                    yield number, packet
+                number += 1
+            if number >= 0:
                 return
 
-    def _read_in_order(self, wanted: list[int]) -> dict[int, np.ndarray]:
-        """Wanted frames by index, from one decoding of the whole stream.
+    def _decode_in_order(self, wanted: list[int]) -> Iterator[tuple[int, VideoFrame]]:
+        """Wanted frames from one decoding of the stream, which a later call may go on with.
 
         Raises:
             InputError: One of them cannot be decoded.
@@ -118,83 +193,89 @@ class PyavReader:
         # A fast table has already numbered the frames by their time stamps: keep to that.
         by_time: dict[int | None, int] = {}
         if self._table.fast:
-            by_time = {int(self._shown[index]): index for index in wanted}
-        frames: dict[int, np.ndarray] = {}
-        waiting = set(wanted)
-        reason = "its data is damaged"
+            by_time = {int(self._frame_pts[index]): index for index in wanted}
+        waiting, reason = set(wanted), "its data is damaged"
+        if self._table.fast or wanted[0] < self._walked:
+            self._end_walk()
+        self._walk = self._walk or decode_all(self._path, strict=self._table.fast)
         try:
-            with closing(_decode_all(self._path)) as decoded:
-                for order, frame in enumerate(decoded):
-                    index = by_time.get(frame.pts) if self._table.fast else order
-                    if index in waiting and not frame.is_corrupt:
-                        frames[index] = _to_rgb(frame, self._path)
-                    if index == wanted[-1]:
-                        break
+            for frame in self._walk:
+                index = by_time.get(frame.pts) if self._table.fast else self._walked
+                self._walked += 1
+                if index in waiting and not frame.is_corrupt:
+                    waiting.discard(index)
+                    yield index, frame
+                if index == wanted[-1]:
+                    break
         except av.error.FFmpegError as error:
             reason = str(error.strerror)
-        lost = next((index for index in wanted if index not in frames), None)
-        if lost is not None:
-            raise _damaged(self._path, lost, reason)
-        return frames
+        if waiting:
+            self._end_walk()
+            raise damaged(self._path, min(waiting), reason)
+
+    def _end_walk(self) -> None:
+        if self._walk is not None:
+            self._walk.close()
+        self._walk, self._walked = None, 0
+
+    def _checked(self, frame: VideoFrame) -> VideoFrame:
+        expected = (self._table.coded_height, self._table.coded_width)
+        if (frame.height, frame.width) != expected:
+            raise InputError(
+                f"The picture size of {self._path} changes ({expected[1]}x{expected[0]}, "
+                f"{frame.width}x{frame.height}); convert it to one size."
+            )
+        return frame
+
+    def _shown(self, frame: VideoFrame) -> np.ndarray:
+        """Pixels of a decoded frame as it is meant to be shown, uint8 (height, width, 3) RGB.
+
+        FFmpeg converts with the frame's own matrix (BT.601, 709, 2020) and range, BT.601 and
+        limited where the file states none: at most 2 of 255 from the formulas.
+        """
+        image: np.ndarray = frame.to_ndarray(format="rgb24", threads=1)
+        height, width = self._table.upright_size
+        if image.shape[1] != width:
+            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+        return self._turned(image)
+
+    def _turned(self, image: np.ndarray) -> np.ndarray:
+        swap, mirror_columns, mirror_rows = self._table.turn
+        image = image.swapaxes(0, 1) if swap else image
+        image = image[:, ::-1] if mirror_columns else image
+        return image[::-1] if mirror_rows else image
+
+    def _coded_box(self, box: Box) -> Box:
+        """The region of the decoded frames that is shown in a box."""
+        top, left, height, width = box.top, box.left, box.height, box.width
+        swap, mirror_columns, mirror_rows = self._table.turn
+        left = self.width - left - width if mirror_columns else left
+        top = self.height - top - height if mirror_rows else top
+        if swap:
+            top, left, height, width = left, top, width, height
+        stretch = self._table.coded_width / self._table.upright_size[1]
+        if stretch != 1:
+            right = min(self._table.coded_width, max(1, round((left + width) * stretch)))
+            left = min(right - 1, round(left * stretch))
+            width = right - left
+        return Box(top, left, height, width)
+
+    def _cut(self, frame: VideoFrame, box: Box, out: np.ndarray) -> None:
+        if not any(self._table.turn):
+            cut_frame(frame, box, out)
+            return
+        swap = self._table.turn[0]
+        shape = (out.shape[1], out.shape[0], 3) if swap else out.shape
+        upright = np.empty(shape, np.uint8)
+        cut_frame(frame, box, upright)
+        out[...] = self._turned(upright)
 
 
-def _decode_all(path: str) -> Generator[VideoFrame, None, None]:
-    """All frames of a file in the order of showing, without seeking."""
-    container, stream = open_video_file(path)
-    with container:
-        for packet in container.demux(stream):
-            if packet.size:  # an empty one would end the decoding
-                yield from packet.decode()
-        yield from stream.decode(None)
-
-
-@lru_cache(maxsize=65536)
-def _count_frames(path: str, size: int, mtime_ns: int) -> int:
-    """Number of frames that come out of a file; size and mtime_ns tell changed files apart.
+def count_frames(path: str) -> int:
+    """Number of frames of a file: from its table, or from one decoding where that says too little.
 
     Raises:
-        InputError: Decoding fails before the end, or there are no frames.
+        InputError: The file cannot be read to its end.
     """
-    count = 0
-    try:
-        for _ in _decode_all(path):
-            count += 1
-    except av.error.FFmpegError as error:
-        raise _damaged(path, count, str(error.strerror)) from None
-    if count == 0:
-        raise _damaged(path, 0, "nothing comes out of the decoder")
-    return count
-
-
-def _damaged(path: str, index: int, reason: str) -> InputError:
-    return InputError(
-        f"Frame {index} of {path} cannot be decoded ({reason}): the file is damaged or cut short. "
-        "Copy or download it again, or leave it out."
-    )
-
-
-def _to_rgb(frame: VideoFrame, path: str) -> np.ndarray:
-    """Pixels of a decoded frame as it is meant to be shown, uint8 (H, W, 3) RGB.
-
-    PyAV converts with the frame's own matrix (BT.601, 709, 2020) and range, BT.601 and limited
-    where the file states none, as FFmpeg does: at most 2 of 255 from the formulas, which a test
-    holds. It does not turn the picture.
-
-    Raises:
-        InputError: The file asks for a rotation that is no multiple of 90 degrees.
-    """
-    image = frame.to_ndarray(format="rgb24", threads=1)
-    side_data: Any = frame.side_data.get("DISPLAYMATRIX")
-    if side_data is None:
-        return image
-    # Shown column = a x + c y and row = b x + d y, in units of 1/65536: turns and mirrors.
-    a, b, _, c, d = np.frombuffer(side_data, dtype=np.int32)[:5].astype(np.int64)
-    if not ((a == d == 0) or (b == c == 0)):
-        raise InputError(f"{path} is to be shown at {frame.rotation} degrees; convert it.")
-    if a == 0:
-        image, a, d = image.swapaxes(0, 1), c, b
-    if a < 0:
-        image = image[:, ::-1]
-    if d < 0:
-        image = image[::-1]
-    return image
+    table = packet_table(path)
+    return len(table.pts) if table.fast else len(frame_times(*file_key(path)))

@@ -54,7 +54,7 @@ def versions() -> Iterator[Finding]:
         try:
             yield name, "ok", importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            optional = name in ("decord", "onnx", "onnxruntime")
+            optional = name in ("decord", "torchcodec", "onnx", "onnxruntime")
             yield name, "warn" if optional else "fail", f"missing: pip install {name}"
 
 

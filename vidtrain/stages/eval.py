@@ -14,12 +14,13 @@ from vidtrain import build, distributed, runlog
 from vidtrain.config import EvalStageConfig
 from vidtrain.data.augment import to_input
 from vidtrain.data.clip_samplers import describe
-from vidtrain.data.loading import ClipBatch
 from vidtrain.evaluation import evaluate
 from vidtrain.finished import Finished, open_run
 from vidtrain.report.plots import plot_confusion
 from vidtrain.tasks.classification import Scores, figures, summary
 from vidtrain.training.precision import Precision
+
+MOST_SHOWN = 10  # clips whose frame numbers are printed
 
 
 def eval(config: EvalStageConfig) -> float | None:
@@ -39,10 +40,11 @@ def eval(config: EvalStageConfig) -> float | None:
         )
         views = build.eval_views(config, config.eval, listed, world.device)
         inputs = config.model.input
-        if world.is_main and isinstance(sample := views[0], ClipBatch):
+        loader = build.eval_loader(views, config.eval, rank=world.rank, world_size=world.size)
+        if world.is_main:
             say = runlog.console.print
-            for number, frames in enumerate(sample.frames[:: config.eval.num_crops]):
-                say(f"frames of {listed.videos[0].id}, clip {number}: {describe(frames.numpy())}")
+            for number, frames in enumerate(views.frames(0)[:MOST_SHOWN]):
+                say(f"frames of {listed.videos[0].id}, clip {number}: {describe(frames)}")
         progress = Progress(
             TextColumn("eval"), BarColumn(bar_width=24), MofNCompleteColumn(),
             TextColumn("videos of rank 0  ETA"), TimeRemainingColumn(), console=runlog.console,
@@ -51,12 +53,9 @@ def eval(config: EvalStageConfig) -> float | None:
         with progress:
             task = progress.add_task("eval", total=-(-len(listed.videos) // world.size))
             scores = evaluate(
-                run.model, views,
-                views_per_video=config.eval.num_clips * config.eval.num_crops,
+                run.model, loader,
                 batch_size=config.eval.batch_size,
-                to_input=lambda b: to_input(
-                    b.clips.to(world.device), mean=inputs.mean, std=inputs.std
-                ),
+                to_input=lambda clips: to_input(clips, mean=inputs.mean, std=inputs.std),
                 precision=precision, world=world,
                 advance=lambda videos: progress.advance(task, videos),
             )  # fmt: skip

@@ -7,7 +7,6 @@ import torch
 from vidtrain import build, distributed, runlog
 from vidtrain.config import ExportConfig
 from vidtrain.data.augment import to_input
-from vidtrain.data.loading import ClipBatch
 from vidtrain.errors import InputError, UsageError
 from vidtrain.export.formats import FORMATS, replacing
 from vidtrain.export.parity import check, compare, parity_batches
@@ -78,10 +77,7 @@ def real_clips(config: ExportConfig, run: Finished) -> torch.Tensor:
     inputs = config.model.input
     clips = []
     for index in range(min(config.num_videos, len(listed.videos))):
-        batch = views[index]
-        if not isinstance(batch, ClipBatch):
-            raise InputError(batch)
-        clips.append(to_input(batch.clips[:1], mean=inputs.mean, std=inputs.std))
+        clips.append(to_input(views.clips(index)[:1], mean=inputs.mean, std=inputs.std))
     if len(clips) < 2:
         raise InputError(
             f"data.val={config.data.val!r} has one video; two are needed to prove parity at two "

@@ -17,7 +17,7 @@ from vidtrain import distributed, interrupt, provenance, randomness, runlog
 from vidtrain.config import TrainConfig
 from vidtrain.data.augment import to_input, to_pixels
 from vidtrain.data.clip_samplers import describe
-from vidtrain.data.loading import ClipBatch, join_samples, train_batches
+from vidtrain.data.loading import ClipBatch, as_batch, train_batches
 from vidtrain.distributed import World
 from vidtrain.errors import InputError, Interrupted
 from vidtrain.evaluation import evaluate
@@ -75,7 +75,9 @@ def fit(parts: Parts, config: TrainConfig, log: RunLog, world: World, *, last_st
             if _due(parts.step, loop.log_every_steps, last_step):
                 mean_loss = float(distributed.mean(loss, world))
                 rate = parts.optimizer.param_groups[0]["lr"]
-                row = {"loss": mean_loss, "lr": rate, "grad_norm": finite(norm), **meter.speed()}
+                parts.bad.agree(world)
+                row = {"loss": mean_loss, "lr": rate, "grad_norm": finite(norm),
+                       "bad_videos": len(parts.bad.found), **meter.speed()}  # fmt: skip
                 log.row("train", step=parts.step, epoch=epoch, **row)
                 meter.show(row)
             if _due(parts.step, config.eval.every_epochs * plan.steps_per_epoch, last_step):
@@ -115,6 +117,7 @@ def optimizer_step(
     for micro in range(accumulate):
         with meter.waiting():
             batch = next(batches)
+        parts.bad.add(batch.bad, parts.clips.videos)
         clips, targets = model_input(parts, config, world, step, batch)
         # Last thing before the forward pass: a loader may draw from the global generator too.
         key = (randomness.STEP, step, micro, world.rank)
@@ -145,12 +148,12 @@ def optimizer_step(
 def model_input(
     parts: Parts, config: TrainConfig, world: World, step: int, batch: ClipBatch
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns a raw batch as the network takes it: normalised, flipped, mixed; and soft targets."""
+    """Returns a raw batch as the network takes it: augmented, normalised, mixed; and targets."""
     device = world.device
     clips = to_input(
         batch.clips.to(device, non_blocking=True),
         mean=config.model.input.mean, std=config.model.input.std,
-        flips=batch.flips.to(device),
+        flips=batch.flips.to(device), augment=parts.augment, draws=batch.draws,
     )  # fmt: skip
     num_classes = len(parts.clips.videos.class_names)
     targets = classification.soft_targets(
@@ -168,15 +171,14 @@ def validate(parts: Parts, config: TrainConfig, log: RunLog, world: World, *, ep
     distributed.copy_buffers(judged, world)
     inputs = config.model.input
     scores = evaluate(
-        judged, parts.views,
-        views_per_video=config.eval.num_clips * config.eval.num_crops,
+        judged, parts.val,
         batch_size=config.eval.batch_size,
-        to_input=lambda b: to_input(b.clips.to(world.device), mean=inputs.mean, std=inputs.std),
+        to_input=lambda clips: to_input(clips, mean=inputs.mean, std=inputs.std),
         precision=parts.precision, world=world,
     )  # fmt: skip
     if not world.is_main:
         return
-    found = classification.figures(scores, parts.views.videos.class_names)
+    found = classification.figures(scores, parts.val.views.videos.class_names)
     shown = {k: found[k] for k in ("top1", "top5", "loss", "mean_class_accuracy", "num_videos")}
     log.row("val", step=parts.step, epoch=epoch, **shown)
     log.say(f"epoch {epoch:.4g}: {classification.summary(found)}")
@@ -226,16 +228,14 @@ def introduce(parts: Parts, config: TrainConfig, log: RunLog, world: World) -> N
     log.say(
         f"{config.model.name}: {size:.2f} M parameters, {inputs.num_frames} frames x "
         f"{inputs.sampling_rate} @ {inputs.crop_size}. {config.data.name}: {plan.num_videos} train "
-        f"and {len(parts.views.videos.videos)} val videos, {len(parts.class_names)} classes. "
+        f"and {len(parts.val.views.videos.videos)} val videos, {len(parts.class_names)} classes. "
         f"{world.size} x {world.device}, {config.precision.dtype}"
     )
     if parts.step:
         log.say(f"going on from step {parts.step} of {plan.total_steps} in {log.folder}")
         return
     keys = next(plan.micro_batches(seed=config.seed, rank=0, start_step=0))[:8]
-    batch = join_samples([parts.clips[key] for key in keys])
-    if isinstance(batch, str):
-        raise InputError(batch)
+    batch = as_batch(parts.clips.batch(keys))
     for video, frames in zip(batch.videos[:2].tolist(), batch.frames[:2], strict=True):
         log.say(f"frames of {parts.clips.videos.videos[video].id}: {describe(frames.numpy())}")
     clips, targets = model_input(parts, config, world, 0, batch)

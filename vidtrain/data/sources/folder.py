@@ -1,5 +1,6 @@
 """One folder per class: root/split/class/video."""
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,16 +49,19 @@ def folder(root: str, *, split: str, class_names: Sequence[str] | None = None) -
             "rename the folder or train with it"
         )
     videos: list[Video] = []
-    left_out: list[Path] = []
+    left_out: list[str] = []
     for name in found:
-        shown = sorted(p for p in (place / name).iterdir() if not p.name.startswith("."))
-        members: list[Path] = []
-        for path in shown:
-            (members if _is_video(path) else left_out).append(path)
+        # Listing a folder tells what is a folder, without a look at each file on its disk.
+        with os.scandir(place / name) as entries:
+            shown = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+        members: list[str] = []
+        for entry in shown:
+            (members if _is_video(entry) else left_out).append(entry.name)
         if not members:
             raise InputError(f"{place / name} holds no videos ({', '.join(VIDEO_SUFFIXES)})")
         label = names.index(name)
-        videos += [Video(str(p.resolve()), label, f"{name}/{p.name}") for p in members]
+        real = os.path.realpath(place / name)
+        videos += [Video(os.path.join(real, m), label, f"{name}/{m}") for m in members]
     if left_out:
         print(
             f"left out of {place}: {len(left_out)} entries that are no videos, for example "
@@ -67,7 +71,9 @@ def folder(root: str, *, split: str, class_names: Sequence[str] | None = None) -
     return VideoList(videos=tuple(videos), class_names=names)
 
 
-def _is_video(path: Path) -> bool:
-    if path.is_dir():
-        return any(p.suffix.lower() in IMAGE_EXTENSIONS for p in path.iterdir())
-    return path.suffix.lower() in VIDEO_SUFFIXES
+def _is_video(entry: os.DirEntry[str]) -> bool:
+    if Path(entry.name).suffix.lower() in VIDEO_SUFFIXES:
+        return True
+    return entry.is_dir() and any(
+        Path(name).suffix.lower() in IMAGE_EXTENSIONS for name in os.listdir(entry.path)
+    )

@@ -1,0 +1,148 @@
+"""The data set's knobs, and those of the stages that look at one; see `config`."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass
+class DataConfig:
+    """Which videos, and how they are read.
+
+    Attributes:
+        name: Short name, part of the run's name.
+        root: Folder that holds the data set.
+        train: Split to train on, in the source's own terms (sub-folder, list file).
+        val: Split to validate and evaluate on.
+        classes: Text file with one class name a line; null: the source finds the names.
+        horizontal_flip: Whether a mirrored video keeps its label.
+        source: Node whose target returns the list of videos.
+        decoder: Decoder back end: pyav, decord or torchcodec; frame folders are read as images.
+        frame_folder_fps: Frames per second of frame folders; null: unknown.
+        num_workers: Loader processes per rank; 0 decodes in the training process.
+        prefetch_batches: Batches each worker keeps ready.
+        timeout_seconds: A loader that gives no batch for so long stops the run, and the video it
+            hangs at is named; 0 waits forever.
+        views_per_decode: Clips that are cut from each decoded video in training, each with its own
+            crop, flip and augmentation (repeated augmentation); they count as clips of the batch.
+        index: File that the packet index is kept in; null: one for each root in the cache folder.
+        prepared: Folder that `vidtrain prepare` wrote; null: the originals are read.
+        quarantine: File that `vidtrain check` wrote; training leaves the videos in it out.
+        max_bad_fraction: Share of the training videos that may turn out unreadable and be replaced
+            by others before training stops.
+    """
+
+    name: str = MISSING
+    root: str = MISSING
+    train: str = "train"
+    val: str = "val"
+    classes: str | None = None
+    horizontal_flip: bool = True
+    source: Any = MISSING
+    decoder: str = "pyav"
+    frame_folder_fps: float | None = None
+    num_workers: int = 2
+    prefetch_batches: int = 2
+    timeout_seconds: float = 300.0
+    views_per_decode: int = 1
+    index: str | None = None
+    prepared: str | None = None
+    quarantine: str | None = None
+    max_bad_fraction: float = 0.001
+
+
+@dataclass
+class DataStageConfig:
+    """What the stages that look at a data set share.
+
+    Attributes:
+        splits: Parts to look at: train, val or both.
+        workers: Processes; null: one per core.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    splits: list[str] = field(default_factory=lambda: ["train", "val"])
+    workers: int | None = None
+
+
+@dataclass
+class IndexConfig(DataStageConfig):
+    """Root of `vidtrain index`."""
+
+
+@dataclass
+class StatsConfig(DataStageConfig):
+    """Root of `vidtrain stats`.
+
+    Attributes:
+        output: Folder to write stats.json and stats.png to.
+    """
+
+    output: str = MISSING
+
+
+@dataclass
+class CheckConfig(DataStageConfig):
+    """Root of `vidtrain check`.
+
+    Attributes:
+        output: Folder to write results.jsonl, summary.json and quarantine.jsonl to.
+        timeout_seconds: A file that takes longer to decode is killed and counted as hanging.
+        memory_gib: Memory that decoding one file may take, GiB.
+        sums: File of the SHA-256 sums that the files should have, as `sha256sum` writes it or the
+            results.jsonl of an earlier check; null: the content is not compared.
+    """
+
+    output: str = MISSING
+    timeout_seconds: float = 600.0
+    memory_gib: float = 2.0
+    sums: str | None = None
+
+
+@dataclass
+class PrepareConfig(DataStageConfig):
+    """Root of `vidtrain prepare`.
+
+    Attributes:
+        output: Folder to write to; must not lie inside data.root.
+        short_side: Short side of the new files, pixels; smaller videos keep their size.
+        gop: Frames from one keyframe to the next.
+        crf: Quality of x264: lower is better and larger.
+        preset: Speed of x264.
+        timeout_seconds: A file that takes longer is killed and reported.
+    """
+
+    output: str = MISSING
+    short_side: int = 320
+    gop: int = 16
+    crf: int = 20
+    preset: str = "medium"
+    timeout_seconds: float = 3600.0
+
+
+@dataclass
+class BenchmarkConfig:
+    """Root of `vidtrain benchmark`.
+
+    Attributes:
+        what: What to measure: input.
+        files: Videos to use, a folder or a glob; null: clips generated on the spot.
+        patterns: Ways of sampling to measure: 32x2, 8x8, tsn8, eval10x3.
+        rounds: Measured rounds, after one to warm up.
+        clips: Clips per round and pattern.
+        peers: Programs to compare with: pytorchvideo, mmaction2.
+        mmaction2_python: Python of the environment that MMAction2 is installed in.
+        output: Folder to write results.json and a table to.
+        seed: Seed of the clips' starts and crops.
+    """
+
+    what: str = "input"
+    files: str | None = None
+    patterns: list[str] = field(default_factory=lambda: ["32x2", "eval10x3"])
+    rounds: int = 5
+    clips: int = 16
+    peers: list[str] = field(default_factory=lambda: ["pytorchvideo"])
+    mmaction2_python: str | None = None
+    output: str = "runs/benchmark"
+    seed: int = 0

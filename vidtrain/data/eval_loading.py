@@ -1,0 +1,231 @@
+"""From a list of videos to evaluation views: each frame decoded once, views cut on the device.
+
+Groups of videos and windows of views are fixed, and whole groups are dealt to processes: each view
+of each video is seen exactly once, in the same company, at any number of processes.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from vidtrain import randomness
+from vidtrain.data import views, workers
+from vidtrain.data.loading import Reading, Sampler
+from vidtrain.data.reading import open_video
+from vidtrain.data.slots import empty_uint8
+from vidtrain.data.video import VideoList
+from vidtrain.errors import InputError
+
+# Decoded frames that travel together at most. Longer videos come in several windows of views, so
+# that memory does not grow with the length of a video.
+WINDOW_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class ViewWindow:
+    """Some or all views of one video, as frames and a table of what to cut from them.
+
+    Attributes:
+        video: Index into the list of videos.
+        first_view: Number of the first view here among all of the video.
+        num_views: Views of the whole video.
+        pixels: (U, h, w, 3) uint8 RGB, the frames of all views here, each once.
+        positions: (V, T) int64, where each view's frames are in pixels.
+        corners: (V, 2) int64, top and left of each view's crop.
+        frames: (V, T) int64, source frame of each frame of each view.
+    """
+
+    video: int
+    first_view: int
+    num_views: int
+    pixels: torch.Tensor
+    positions: torch.Tensor
+    corners: torch.Tensor
+    frames: torch.Tensor
+
+    def cut(self, pixels: torch.Tensor, first: int, last: int, size: int) -> torch.Tensor:
+        """Returns views first to last (not included) as (n, T, size, size, 3) uint8.
+
+        Args:
+            pixels: This window's pixels, on the device that the views are wanted on.
+            first: First view of this window.
+            last: One after the last view.
+            size: Side of a view, pixels.
+        """
+        shape = (last - first, self.positions.shape[1], size, size, 3)
+        clips = torch.empty(shape, dtype=torch.uint8, device=pixels.device)
+        rows = self.positions[first:last].to(pixels.device)
+        for clip, row, (top, left) in zip(clips, rows, self.corners[first:last].tolist(),
+                                          strict=True):  # fmt: skip
+            crop = pixels[:, top : top + size, left : left + size]
+            torch.index_select(crop, 0, row, out=clip)
+        return clips
+
+
+@dataclass(frozen=True)
+class EvalViews:
+    """Evaluation samples: the views of each video.
+
+    Attributes:
+        videos: The split to evaluate.
+        sampler: Picks frame indices, one row per temporal view.
+        crop_size: Side of the crop, pixels.
+        short_side: Short side that crops are cut from, pixels.
+        num_crops: 1 or 3 crops per temporal view.
+        reading: How to read.
+    """
+
+    videos: VideoList
+    sampler: Sampler
+    crop_size: int
+    short_side: int
+    num_crops: int
+    reading: Reading
+
+    def windows(
+        self, index: int, *, window_bytes: int = WINDOW_BYTES, shared: bool = False
+    ) -> Iterator[ViewWindow]:
+        """Yields the views of one video, temporal views outermost, a window of them at a time.
+
+        Args:
+            index: Of the video.
+            window_bytes: Most decoded bytes of a window; one temporal view is always whole.
+            shared: Put the pixels where another process can have them without a copy.
+
+        Raises:
+            InputError: The video cannot be read.
+        """
+        video, reading = self.videos.videos[index], self.reading
+        with open_video(video, reading.decoder, reading.frame_folder_fps) as reader:
+            rows = self._rows(index, reader.num_frames, reader.fps)
+            part = views.eval_geometry(
+                reader.height, reader.width, short_side=self.short_side,
+                crop_size=self.crop_size, num_crops=self.num_crops,
+            )  # fmt: skip
+            step = max(1, window_bytes // (rows.shape[1] * part.height * part.width * 3))
+            for first in range(0, len(rows), step):
+                chosen = rows[first : first + step]
+                union, positions = np.unique(chosen, return_inverse=True)
+                shape = (len(union), part.height, part.width, 3)
+                pixels = empty_uint8(shape, shared=shared)
+                reader.cut(union.tolist(), [part.box], [pixels.numpy()])
+                crops = len(part.corners)
+                positions = positions.reshape(chosen.shape)
+                yield ViewWindow(
+                    video=index, first_view=first * crops, num_views=len(rows) * crops,
+                    pixels=pixels,
+                    positions=torch.from_numpy(np.repeat(positions, crops, axis=0)),
+                    corners=torch.from_numpy(np.tile(part.corners, (len(chosen), 1))),
+                    frames=torch.from_numpy(np.repeat(chosen, crops, axis=0)),
+                )  # fmt: skip
+
+    def frames(self, index: int) -> np.ndarray:
+        """Returns the (temporal views, T) frame indices of one video, without decoding it."""
+        reading = self.reading
+        with open_video(
+            self.videos.videos[index], reading.decoder, reading.frame_folder_fps
+        ) as reader:
+            return self._rows(index, reader.num_frames, reader.fps)
+
+    def clips(self, index: int) -> torch.Tensor:
+        """Returns all views of one video, (V, T, S, S, 3) uint8."""
+        return torch.cat([window.cut(window.pixels, 0, len(window.positions), self.crop_size)
+                          for window in self.windows(index)])  # fmt: skip
+
+    def _rows(self, index: int, num_frames: int, fps: float | None) -> np.ndarray:
+        rng = randomness.generator(0, randomness.SAMPLE, index)
+        return self.sampler(num_frames, fps, rng)
+
+
+@dataclass(frozen=True)
+class _Groups(IterableDataset):
+    """In a loader process: the windows of every n-th group, packed into items of one batch."""
+
+    views: EvalViews
+    groups: list[list[int]]
+    batch_size: int
+    activity: workers.Activity
+
+    def __iter__(self) -> Iterator[list[ViewWindow] | str]:
+        info = get_worker_info()
+        first, step = (info.id, info.num_workers) if info else (0, 1)
+        for group in self.groups[first::step]:
+            try:
+                yield from self._packed(group, shared=info is not None)
+            except InputError as error:
+                # An exception would reach the main process wrapped in a worker's traceback.
+                yield str(error)
+                return
+
+    def _packed(self, group: list[int], *, shared: bool) -> Iterator[list[ViewWindow]]:
+        item: list[ViewWindow] = []
+        for index in group:
+            self.activity.at(index)
+            for window in self.views.windows(index, shared=shared):
+                if item and sum(w.pixels.numel() for w in [*item, window]) > WINDOW_BYTES:
+                    yield item
+                    item = []
+                item.append(window)
+                if sum(len(w.positions) for w in item) >= self.batch_size:
+                    yield item
+                    item = []
+        self.activity.at(-1)
+        if item:
+            yield item
+
+
+class EvalLoader:
+    """The views of a rank's share of the videos; may be passed over again and again."""
+
+    def __init__(
+        self, views_of: EvalViews, *, videos_per_group: int, batch_size: int, rank: int,
+        world_size: int,
+    ) -> None:  # fmt: skip
+        """Plans the passes; loader processes start with the first and stay for the others.
+
+        Args:
+            views_of: What to evaluate.
+            videos_per_group: Videos that are always evaluated together.
+            batch_size: Views after which an item is full.
+            rank: This process.
+            world_size: Processes.
+        """
+        self.views = views_of
+        count = len(views_of.videos.videos)
+        groups = [
+            list(range(first, min(first + videos_per_group, count)))
+            for first in range(0, count, videos_per_group)
+        ][rank::world_size]
+        reading = views_of.reading
+        processes = min(reading.num_workers, len(groups))
+        self._activity = workers.Activity(processes)
+        dataset = _Groups(views_of, groups, batch_size, self._activity)
+        under_way = processes * reading.prefetch_batches
+        self._loader = workers.loader(
+            dataset, reading, workers=processes, persistent=processes > 0,
+            shared_bytes=self._most_bytes(math.ceil(batch_size / 2)) * under_way,
+        )  # fmt: skip
+
+    def _most_bytes(self, views_each: int) -> int:
+        """What an item may well take; one of several windows is as large as WINDOW_BYTES."""
+        size = views_each * self.views.short_side**2 * 3 * 8
+        return min(size, WINDOW_BYTES)
+
+    def __iter__(self) -> Iterator[list[ViewWindow]]:
+        """Yields windows of views; each view of each video of this rank once.
+
+        Raises:
+            InputError: A video cannot be read, or a loader process fails; the message names it.
+        """
+        items = workers.guarded(
+            lambda: iter(self._loader), self._activity, self.views.videos,
+            self.views.reading.timeout_seconds,
+        )  # fmt: skip
+        for item in items:
+            if isinstance(item, str):
+                raise InputError(item)
+            yield item

@@ -1,0 +1,94 @@
+"""One process for each job, so that a job that hangs or dies takes nothing else with it."""
+
+import math
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable
+from multiprocessing import connection, parent_process
+from multiprocessing.context import ForkServerProcess
+from typing import Any, TypeVar
+
+from vidtrain.interrupt import Stop
+
+J = TypeVar("J")
+TICK_SECONDS = 0.3
+
+
+def in_processes(
+    function: Callable[[J], Any], jobs: Iterable[J], *, workers: int, stop: Stop,
+    timeout_seconds: float = math.inf,
+) -> Generator[tuple[J, Any], None, None]:  # fmt: skip
+    """Yields each job with what the function returned, in the order in which they end.
+
+    A job whose process died or took too long comes with a reason (str). When a stop is asked for,
+    or the generator is closed, what still runs is killed.
+
+    Args:
+        function: Importable by name, as are its arguments; should not raise.
+        jobs: What to call it with.
+        workers: Processes at a time.
+        stop: Looked at several times a second.
+        timeout_seconds: Of one job.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([function.__module__])
+    rest = iter(jobs)
+    running: dict[connection.Connection, tuple[ForkServerProcess, J, float]] = {}
+    try:
+        while not stop.signum:
+            while len(running) < workers and (job := next(rest, None)) is not None:
+                ours, theirs = context.Pipe(duplex=False)
+                process = context.Process(target=_run, args=(function, job, theirs))
+                process.start()
+                theirs.close()
+                running[ours] = process, job, time.monotonic() + timeout_seconds
+            if not running:
+                return
+            ready = connection.wait(list(running), TICK_SECONDS)
+            late = [c for c, (_, _, end) in running.items() if end < time.monotonic()]
+            for answer in dict.fromkeys([*ready, *late]):
+                if stop.signum:
+                    return
+                assert isinstance(answer, connection.Connection)
+                process, job, _ = running.pop(answer)
+                yield job, _result(process, answer, answer in ready, timeout_seconds)
+    finally:
+        for process, _, _ in running.values():
+            process.kill()
+        for process, _, _ in running.values():
+            process.join()
+
+
+def _result(
+    process: ForkServerProcess, answer: connection.Connection, ready: bool, seconds: float
+) -> Any:
+    try:
+        if ready:
+            return answer.recv()
+        process.kill()
+        return f"took longer than timeout_seconds={seconds:g}"
+    except (EOFError, OSError):
+        process.join()
+        code = process.exitcode or 0
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return f"the process that read it died ({how})"
+    finally:
+        answer.close()
+        process.join()
+
+
+def _run(function: Callable[[J], Any], job: J, answer: connection.Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's affair
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    answer.send(function(job))
+
+
+def _die_with_parent() -> None:
+    """Nobody would take what an orphan makes."""
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
