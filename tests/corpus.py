@@ -27,6 +27,7 @@ FILES = {
     "long_gop.mp4": f"{X264}:keyint=250:bframes=8:b-pyramid=normal:ref=8",
     "open_gop.mp4": f"{X264}:keyint=12:min-keyint=12:open-gop=1:bframes=3",
     "open_gop.mkv": f"{X264}:keyint=12:min-keyint=12:open-gop=1:bframes=3",
+    "short_groups.mp4": f"{X264}:keyint=3:min-keyint=2:open-gop=1:bframes=1",
     "intra_refresh.mp4": f"{X264}:keyint=20:intra-refresh=1:bframes=0",
     "intra_refresh_b.mkv": f"{X264}:keyint=20:intra-refresh=1:bframes=2",
     "interlaced.mp4": f"{B}:tff=1 -flags +ilme+ildct",

@@ -245,7 +245,7 @@ def test_jitter_keeps_to_its_range() -> None:
         ({"erase_prob": 1, "erase_aspect": [0, 2]}, "augment.erase_aspect"),
         ({"erase_prob": 1, "erase_mode": "noise"}, "augment.erase_mode='noise'"),
         ({}, "use augment=none"),
-        ({"sevrity": 1}, "did you mean severity"),
+        ({"severityy": 1}, "did you mean severity"),
     ],
 )
 def test_wrong_settings_are_named(settings: dict[str, Any], message: str) -> None:

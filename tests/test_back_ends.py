@@ -50,8 +50,12 @@ def test_a_cut_is_the_crop_scaled(tmp_path: Path, decoder: str) -> None:
     for box, found in zip(boxes, out, strict=True):
         expected = np.empty_like(found)
         cut_frames(frames, box, expected)
-        difference = np.abs(found - expected.astype(float)).mean()
-        assert difference < 4 if decoder == "pyav" else difference == 0
+        difference = found - expected.astype(float)
+        if decoder == "pyav":  # cuts planes before converting, and some colour at half the size
+            assert np.abs(difference).mean() < 5
+            assert np.abs(difference @ (0.299, 0.587, 0.114)).mean() < 2.5  # luma
+        else:
+            assert not difference.any()
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
@@ -200,10 +204,10 @@ def check_nothing_is_kept(path: Path, rounds: int, megabytes: float) -> None:
         with open_video(Video(str(path), 0, "a")) as reader:
             reader.read([number % 60, 59 - number % 60])
 
-    for number in range(50):
+    for number in range(100):
         once(number)
     memory, files = process.memory_info().rss, process.num_fds()
-    for number in range(50, rounds + 50):
+    for number in range(100, rounds + 100):
         once(number)
     assert process.num_fds() == files
     grown = (process.memory_info().rss - memory) / 2**20

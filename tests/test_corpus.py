@@ -44,8 +44,15 @@ DAMAGED = {
 }
 # What the other back ends refuse, apart from what their reasons name.
 KNOWN = {
-    "decord": {"no_cues.mkv", "av1.mp4", "av1.mkv", "av1_odd.mkv", "av1_video.mkv"},
-    "torchcodec": {"crowded.mp4", "intra_refresh.mp4", "intra_refresh_b.mkv"},
+    "decord": {
+        "short_groups.mp4",
+        "no_cues.mkv",
+        "av1.mp4",
+        "av1.mkv",
+        "av1_odd.mkv",
+        "av1_video.mkv",
+    },
+    "torchcodec": {"short_groups.mp4", "crowded.mp4", "intra_refresh.mp4", "intra_refresh_b.mkv"},
 }
 
 
@@ -179,20 +186,30 @@ def test_frames_of_a_damaged_file_are_right_or_refused(made: Path, name: str) ->
 @pytest.mark.slow
 @NEEDS_FFMPEG
 def test_cut_is_the_crop_of_what_read_gives(made: Path) -> None:
-    worst = {}
+    worst, too_far = {}, []
     for path in files(made):
         if path.name in REFUSED or is_damaged(path):
             continue
+        table = packet_table(str(path))
+        # A box in stretched pixels is rounded to whole ones as stored. Most files store colours at
+        # half the size, and sharp edges between saturated ones are spread differently.
+        full_size = "444" in table.pix_fmt or table.pix_fmt in ("gbrp", "gray", "bgra", "pal8")
+        bound = 12 if table.sar != 1 else 2 if full_size else 6
         rng = np.random.default_rng(len(path.name))
         with open_video(Video(str(path), 0, "a")) as reader:
             worst[path.name] = compare_cut(reader, rng)
+        if worst[path.name] > bound:
+            too_far.append(path.name)
     for name, error in sorted(worst.items(), key=lambda item: -item[1])[:12]:
         print(f"cut, mean difference of {name}: {error:.2f} of 255")
-    assert max(worst.values()) < 3
+    assert not too_far
 
 
 def compare_cut(reader: corpus.VideoReader, rng: np.random.Generator) -> float:
-    """Mean difference between `cut` and the crop of `read`; asserts that nothing is shifted."""
+    """Mean difference between `cut` and the crop of `read`, or twice that of luma if larger.
+
+    Asserts that nothing is shifted by half a pixel or more.
+    """
     indices = [0, reader.num_frames // 2, 0]
     boxes, out = [], []
     for height, width in ((56, 56), (48, 80)):
@@ -211,13 +228,15 @@ def compare_cut(reader: corpus.VideoReader, rng: np.random.Generator) -> float:
         by_shift = {(y, x): shifted_difference(found, expected, y, x)
                     for y in (-1, 0, 1) for x in (-1, 0, 1)}  # fmt: skip
         assert by_shift[0, 0] <= min(by_shift.values()) + 0.1, by_shift  # equal where all is flat
+        errors.append(2 * by_shift[0, 0])
     return max(errors)
 
 
 def shifted_difference(found: np.ndarray, expected: np.ndarray, y: int, x: int) -> float:
     height, width = found.shape[1:3]
     moved = expected[:, 1 + y : height - 1 + y, 1 + x : width - 1 + x]
-    return float(np.abs(found[:, 1:-1, 1:-1] - moved.astype(float)).mean())
+    difference = found[:, 1:-1, 1:-1] - moved.astype(float)
+    return float(np.abs(difference @ (0.299, 0.587, 0.114)).mean())  # luma, stored in full
 
 
 @pytest.mark.slow

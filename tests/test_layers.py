@@ -18,7 +18,7 @@ ROOMS = {"data", "models", "training"}
 MIDDLE = {"tasks", "export", "report", "benchmarking"}
 ABOVE = {
     "bad_videos", "build", "checkpoint", "composing", "evaluation", "finished", "parts",
-    "provenance", "runlog", "targets",
+    "provenance", "runlog", "survey", "targets",
 }  # fmt: skip
 
 # Part of the package -> the other parts it may import. Every part may import itself and the

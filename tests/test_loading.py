@@ -215,3 +215,19 @@ def test_the_same_video_stands_in_at_any_number_of_workers(
     for one, other in zip(*runs, strict=True):
         assert torch.equal(one.clips, other.clips) and torch.equal(one.videos, other.videos)
         assert 0 not in one.videos and one.bad == other.bad
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_frames_of_an_evaluation_item_stay_until_the_next(
+    class_folders: Path, workers: int
+) -> None:
+    views = eval_views(class_folders, reading=Reading(num_workers=workers))
+    loader = EvalLoader(views, videos_per_group=1, batch_size=6, rank=0, world_size=1)
+    for _ in range(2):
+        for item in loader:
+            content = [window.pixels.clone() for window in item]
+            time.sleep(0.1)  # the workers go on meanwhile
+            for window, pixels in zip(item, content, strict=True):
+                assert torch.equal(window.pixels, pixels)
+                alone = next(views.windows(window.video))
+                assert torch.equal(alone.pixels, pixels)

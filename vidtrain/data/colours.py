@@ -22,9 +22,10 @@ FORMATS = {
 }  # fmt: skip
 # FFmpeg's number of the matrix -> shares of red and blue in the luma; 2 is "not stated", for
 # which FFmpeg takes BT.601. Source: ITU-T H.273, table 4.
+BT601 = (0.299, 0.114)
 LUMA_SHARES = {
-    1: (0.2126, 0.0722), 2: (0.299, 0.114), 4: (0.30, 0.11), 5: (0.299, 0.114),
-    6: (0.299, 0.114), 7: (0.212, 0.087), 9: (0.2627, 0.0593),
+    1: (0.2126, 0.0722), 2: BT601, 4: (0.30, 0.11), 5: BT601, 6: BT601, 7: (0.212, 0.087),
+    9: (0.2627, 0.0593),
 }  # fmt: skip
 FULL_RANGE = 2  # FFmpeg's number
 
@@ -45,14 +46,29 @@ def cut_frame(frame: VideoFrame, box: Box, out: np.ndarray) -> None:
         return
     bits, share_x, share_y = known
     dtype = np.uint8 if bits == 8 else np.uint16
-    scaled = [np.empty(out.shape[:2], dtype) for _ in range(3)]
+    full = frame.format.name.startswith("yuvj") or int(frame.color_range) == FULL_RANGE
+    height, width = out.shape[:2]
+    # The commonest kind of video has a kernel of its own. It takes colour at half the size, which
+    # is as much as there is, unless the picture is made smaller.
+    common = (
+        known == (8, 2, 2) and shares == BT601 and not (full or height % 2 or width % 2)
+        and box.height <= height and box.width <= width
+    )  # fmt: skip
+    if common:
+        flat = np.empty(height * width * 3 // 2, np.uint8)
+        colour = flat[height * width :].reshape(2, height // 2, width // 2)
+        scaled = [flat[: height * width].reshape(height, width), *colour]
+    else:
+        scaled = [np.empty((height, width), dtype) for _ in range(3)]
     for number, plane in enumerate(frame.planes):
         sx, sy = (share_x, share_y) if number else (1, 1)
         pixels = np.frombuffer(plane, dtype).reshape(plane.height, -1)  # type: ignore[call-overload]
         top, bottom = box.top // sy, -(-(box.top + box.height) // sy)
         left, right = box.left // sx, -(-(box.left + box.width) // sx)
         scale(pixels[top:bottom, left:right], scaled[number])
-    full = frame.format.name.startswith("yuvj") or int(frame.color_range) == FULL_RANGE
+    if common:
+        cv2.cvtColor(flat.reshape(height * 3 // 2, width), cv2.COLOR_YUV2RGB_I420, dst=out)
+        return
     matrix = _to_rgb(shares, full, bits)
     if bits == 8:
         cv2.transform(cv2.merge(scaled), matrix, dst=out)

@@ -41,12 +41,18 @@ class DecordReader:
                 "data.decoder=decord needs the package decord, which is not installed: "
                 "run 'pip install decord', or set data.decoder=pyav."
             ) from None
-        self._path, self._error = path, decord.DECORDError
+        self._path = path
+        # Not errors of one another; the second: more frames are broken than it may replace.
+        self._errors = (RuntimeError, decord.DECORDError, decord.DECORDLimitReachedError)
         self._table = table = packet_table(path)
         if table.count_reason:
             raise _not_trusted(path, table.count_reason)
         if any(table.turn):
             raise _not_trusted(path, "it is to be turned or mirrored")
+        # Seen in H.264: after a seek to such a group, the frame before is given for its last one.
+        last_group = table.pts[np.flatnonzero(table.keyframe)[-1] :]
+        if len(last_group) <= 3 and last_group[-1] < last_group.max():
+            raise _not_trusted(path, "it ends with a short group of pictures with B-frames")
         self.num_frames = len(table.pts)
         self.fps, self.height, self.width = table.fps, table.height, table.width
         source = whole_frames.source(path)
@@ -56,7 +62,7 @@ class DecordReader:
                 io.BytesIO(source) if isinstance(source, bytes) else source,
                 num_threads=1, fault_tol=1,
             )  # fmt: skip
-        except (RuntimeError, decord.DECORDError) as error:
+        except self._errors as error:
             raise InputError(
                 f"decord cannot open {path} ({_reason(error)}); set data.decoder=pyav."
             ) from None
@@ -76,7 +82,7 @@ class DecordReader:
         wanted = check_indices(indices, self.num_frames, self._path)
         try:
             batch = self._reader.get_batch(wanted)
-        except (RuntimeError, self._error) as error:
+        except self._errors as error:
             raise InputError(
                 f"decord cannot decode frames {wanted[0]} to {wanted[-1]} of {self._path} "
                 f"({_reason(error)}); try data.decoder=pyav, which says more."

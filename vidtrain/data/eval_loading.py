@@ -5,8 +5,9 @@ of each video is seen exactly once, in the same company, at any number of proces
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from vidtrain import randomness
 from vidtrain.data import views, workers
 from vidtrain.data.loading import Reading, Sampler
 from vidtrain.data.reading import open_video
-from vidtrain.data.slots import empty_uint8
+from vidtrain.data.slots import Reused, empty_uint8
 from vidtrain.data.video import VideoList
 from vidtrain.errors import InputError
 
@@ -87,14 +88,15 @@ class EvalViews:
     reading: Reading
 
     def windows(
-        self, index: int, *, window_bytes: int = WINDOW_BYTES, shared: bool = False
-    ) -> Iterator[ViewWindow]:
+        self, index: int, *, window_bytes: int = WINDOW_BYTES,
+        empty: Callable[[tuple[int, ...]], torch.Tensor] = empty_uint8,
+    ) -> Iterator[ViewWindow]:  # fmt: skip
         """Yields the views of one video, temporal views outermost, a window of them at a time.
 
         Args:
             index: Of the video.
             window_bytes: Most decoded bytes of a window; one temporal view is always whole.
-            shared: Put the pixels where another process can have them without a copy.
+            empty: Makes a uint8 tensor of a shape, to put the pixels in.
 
         Raises:
             InputError: The video cannot be read.
@@ -110,8 +112,7 @@ class EvalViews:
             for first in range(0, len(rows), step):
                 chosen = rows[first : first + step]
                 union, positions = np.unique(chosen, return_inverse=True)
-                shape = (len(union), part.height, part.width, 3)
-                pixels = empty_uint8(shape, shared=shared)
+                pixels = empty((len(union), part.height, part.width, 3))
                 reader.cut(union.tolist(), [part.box], [pixels.numpy()])
                 crops = len(part.corners)
                 positions = positions.reshape(chosen.shape)
@@ -141,41 +142,50 @@ class EvalViews:
         return self.sampler(num_frames, fps, rng)
 
 
-@dataclass(frozen=True)
 class _Groups(IterableDataset):
     """In a loader process: the windows of every n-th group, packed into items of one batch."""
 
-    views: EvalViews
-    groups: list[list[int]]
-    batch_size: int
-    activity: workers.Activity
+    def __init__(
+        self, views_of: EvalViews, groups: list[list[int]], batch_size: int,
+        activity: workers.Activity, done: torch.Tensor,
+    ) -> None:  # fmt: skip
+        self.views, self.groups, self.batch_size = views_of, groups, batch_size
+        self.activity, self.done = activity, done
+        self.buffers: Reused | None = None  # made in the process that uses it
 
-    def __iter__(self) -> Iterator[list[ViewWindow] | str]:
+    def __iter__(self) -> Iterator[tuple[int, int, list[ViewWindow]] | str]:
         info = get_worker_info()
         first, step = (info.id, info.num_workers) if info else (0, 1)
+        if self.buffers is None:
+            self.buffers = Reused(self.done[first : first + 1], shared=info is not None)
         for group in self.groups[first::step]:
             try:
-                yield from self._packed(group, shared=info is not None)
+                for windows in self._packed(group, self.buffers):
+                    yield first, self.buffers.item, windows
             except InputError as error:
                 # An exception would reach the main process wrapped in a worker's traceback.
                 yield str(error)
                 return
 
-    def _packed(self, group: list[int], *, shared: bool) -> Iterator[list[ViewWindow]]:
+    def _packed(self, group: list[int], buffers: Reused) -> Iterator[list[ViewWindow]]:
         item: list[ViewWindow] = []
         for index in group:
             self.activity.at(index)
-            for window in self.views.windows(index, shared=shared):
-                if item and sum(w.pixels.numel() for w in [*item, window]) > WINDOW_BYTES:
-                    yield item
-                    item = []
+            for window in self.views.windows(index, empty=partial(self._take, item, buffers)):
                 item.append(window)
-                if sum(len(w.positions) for w in item) >= self.batch_size:
-                    yield item
-                    item = []
+                full = sum(len(w.positions) for w in item) >= self.batch_size
+                if full or sum(w.pixels.numel() for w in item) > WINDOW_BYTES // 2:
+                    yield item[:]
+                    item.clear()
         self.activity.at(-1)
         if item:
             yield item
+
+    @staticmethod
+    def _take(item: list[ViewWindow], buffers: Reused, shape: tuple[int, ...]) -> torch.Tensor:
+        if not item:
+            buffers.begin()
+        return buffers.take(shape)
 
 
 class EvalLoader:
@@ -203,7 +213,9 @@ class EvalLoader:
         reading = views_of.reading
         processes = min(reading.num_workers, len(groups))
         self._activity = workers.Activity(processes)
-        dataset = _Groups(views_of, groups, batch_size, self._activity)
+        # Items that are done with, for each loader process; they learn from it what is free.
+        self._done = torch.zeros(max(1, processes), dtype=torch.int64).share_memory_()
+        dataset = _Groups(views_of, groups, batch_size, self._activity, self._done)
         under_way = processes * reading.prefetch_batches
         self._loader = workers.loader(
             dataset, reading, workers=processes, persistent=processes > 0,
@@ -218,6 +230,8 @@ class EvalLoader:
     def __iter__(self) -> Iterator[list[ViewWindow]]:
         """Yields windows of views; each view of each video of this rank once.
 
+        Their pixels are overwritten after the next item has been asked for.
+
         Raises:
             InputError: A video cannot be read, or a loader process fails; the message names it.
         """
@@ -228,4 +242,6 @@ class EvalLoader:
         for item in items:
             if isinstance(item, str):
                 raise InputError(item)
-            yield item
+            process, number, windows = item
+            yield windows
+            self._done[process] = number + 1

@@ -72,7 +72,48 @@ class SlotPool:
         return int(status) == 0  # without it copies are slower, and the same
 
 
-def empty_uint8(shape: tuple[int, ...], *, shared: bool) -> torch.Tensor:
+class Reused:
+    """Buffers of any size for the items that a loader process makes one after the other.
+
+    Memory that is new each time costs as much as copying what goes there, so the buffers of an item
+    are written again once the consumer has said that it is done with that item.
+    """
+
+    def __init__(self, done: torch.Tensor, *, shared: bool) -> None:
+        """Begins with no buffers.
+
+        Args:
+            done: (1,) int64 that the consumer keeps at the number of items it is done with.
+            shared: Whether the consumer is another process.
+        """
+        self._done, self._shared = done, shared
+        # For each set of buffers the item that it was last used for.
+        self._sets: list[tuple[int, list[torch.Tensor]]] = []
+        self._buffers: list[torch.Tensor] = []
+        self._taken = 0
+        self.item = -1
+
+    def begin(self) -> int:
+        """Goes on to the next item, and returns its number."""
+        done = int(self._done)
+        self.item, self._taken = self.item + 1, 0
+        free = next((n for n, (item, _) in enumerate(self._sets) if item < done), None)
+        self._buffers = [] if free is None else self._sets.pop(free)[1]
+        self._sets.append((self.item, self._buffers))
+        return self.item
+
+    def take(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """Returns a uint8 tensor for the current item; what it holds is left over."""
+        size = torch.Size(shape).numel()
+        if self._taken == len(self._buffers):
+            self._buffers.append(empty_uint8((size,), shared=self._shared))
+        elif self._buffers[self._taken].numel() < size:
+            self._buffers[self._taken] = empty_uint8((size,), shared=self._shared)
+        self._taken += 1
+        return self._buffers[self._taken - 1][:size].view(shape)
+
+
+def empty_uint8(shape: tuple[int, ...], *, shared: bool = False) -> torch.Tensor:
     """Returns a uint8 tensor, in memory that can be sent to another process without a copy."""
     if not shared:
         return torch.empty(shape, dtype=torch.uint8)

@@ -14,10 +14,10 @@ from vidtrain.report.plots import (
     BLUE,
     MAX_TICK_LABELS,
     ORANGE,
-    _figure,
-    _label,
-    _save,
-    _shorten,
+    label_axes,
+    new_figure,
+    save,
+    shorten,
 )
 
 COLOURS = {"train": BLUE, "val": ORANGE}
@@ -95,7 +95,7 @@ def plot_data(
     Raises:
         InputError: It cannot be written.
     """
-    figure = _figure(13, 9)
+    figure = new_figure(13, 9)
     figure.suptitle(title.replace("$", r"\$"))
     rows: Any = [["classes"] * 3, ["durations", "sizes", "rates"]]
     axes = figure.subplot_mosaic(rows, height_ratios=[1.15, 1])
@@ -103,7 +103,7 @@ def plot_data(
     _durations(axes["durations"], splits)
     _sizes(axes["sizes"], splits)
     _rates(axes["rates"], splits)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _classes(axes: Axes, splits: Mapping[str, SplitFigures], class_names: Sequence[str]) -> None:
@@ -134,7 +134,7 @@ def _classes(axes: Axes, splits: Mapping[str, SplitFigures], class_names: Sequen
         middle, half = (count - 1) / 2, max(count, MIN_SLOTS) / 2
         axes.set_xlim(middle - half, middle + half)
         fits = round(LINE / max(count, MIN_SLOTS))  # characters below a bar
-        names = [_shorten(class_names[label]) for label in order]
+        names = [shorten(class_names[label]) for label in order]
         slant: dict[str, Any] = {}
         if fits < min(MIN_WRAP, max(map(len, names))):
             slant = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
@@ -144,7 +144,7 @@ def _classes(axes: Axes, splits: Mapping[str, SplitFigures], class_names: Sequen
     else:
         axes.set_xlim(-0.5, count - 0.5)
     rank = "" if count <= MAX_TICK_LABELS else "class, by number of videos"
-    _label(axes, f"Videos of the {count} classes", rank, "videos")
+    label_axes(axes, f"Videos of the {count} classes", rank, "videos")
     axes.grid(visible=False, axis="x")
 
 
@@ -160,7 +160,7 @@ def _histogram(axes: Axes, values: Mapping[str, np.ndarray], title: str, x: str,
     """Shares of each split over bins that all splits have in common."""
     together = np.concatenate(list(values.values()))
     together = together[together > 0]
-    _label(axes, title, x, f"share of the split's {of} (%)")
+    label_axes(axes, title, x, f"share of the split's {of} (%)")
     if not len(together):
         _say_empty(axes)
         return
@@ -188,7 +188,7 @@ def _sizes(axes: Axes, splits: Mapping[str, SplitFigures]) -> None:
     """A disc for each frame size, by its share of all files; the most frequent ones are named."""
     counts = Counter(tuple(size) for f in splits.values() for size in f.sizes.tolist())
     total = counts.total()
-    _label(axes, "Frame size", "width (pixels)", "height (pixels)")
+    label_axes(axes, "Frame size", "width (pixels)", "height (pixels)")
     if not total:
         _say_empty(axes)
         return
@@ -219,7 +219,7 @@ def _rates(axes: Axes, splits: Mapping[str, SplitFigures]) -> None:
     if len(different) > MAX_BARS:
         _histogram(axes, rounded, "Frame rate", "frames per second", "files")
         return
-    _label(axes, "Frame rate", "frames per second", "share of the split's files (%)")
+    label_axes(axes, "Frame rate", "frames per second", "share of the split's files (%)")
     if not len(different):
         _say_empty(axes)
         return

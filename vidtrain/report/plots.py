@@ -37,7 +37,7 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     """
     train = [row for row in metrics if row["kind"] == "train"]
     val = [row for row in metrics if row["kind"] == "val"]
-    figure = _figure(11, 7)
+    figure = new_figure(11, 7)
     (loss, accuracy), (rate, val_loss) = figure.subplots(2, 2)
 
     steps, losses = _series(train, "step", "loss")
@@ -46,11 +46,11 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     if smooth is not None:
         loss.lines[0].set(alpha=0.3, linewidth=1)
         _line(loss, steps, smooth, BLUE, "running mean")
-    _label(loss, "Training loss", "step", "loss (nats)")
+    label_axes(loss, "Training loss", "step", "loss (nats)")
 
     _line(rate, *_series(train, "step", "lr"), BLUE)
     rate.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3))
-    _label(rate, "Learning rate", "step", "learning rate")
+    label_axes(rate, "Learning rate", "step", "learning rate")
 
     epochs, top1 = _series(val, "epoch", "top1")
     best = f"top-1 (best {100 * np.max(top1):.1f} %)" if len(top1) else ""
@@ -59,11 +59,11 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     if len(top5):
         _line(accuracy, epochs, 100 * top5, ORANGE, "top-5", linestyle="--")
     accuracy.set_ylim(0, 102)
-    _label(accuracy, "Validation accuracy", "epoch", "accuracy (%)")
+    label_axes(accuracy, "Validation accuracy", "epoch", "accuracy (%)")
 
     _line(val_loss, *_series(val, "epoch", "loss"), GREEN)
-    _label(val_loss, "Validation loss", "epoch", "loss (nats)")
-    _save(figure, path)
+    label_axes(val_loss, "Validation loss", "epoch", "loss (nats)")
+    save(figure, path)
 
 
 def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -> None:
@@ -85,7 +85,7 @@ def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -
     shares = np.divide(100 * matrix, rows, out=np.full(matrix.shape, np.nan), where=rows > 0)
 
     side = float(np.clip(3.5 + 0.4 * count, 5, 12))
-    figure = _figure(side + 1, side)
+    figure = new_figure(side + 1, side)
     axes = figure.subplots()
     axes.set_facecolor("0.85")
     # With many classes a cell is a few pixels wide: a square-root scale keeps rare errors visible.
@@ -93,7 +93,7 @@ def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -
     image = axes.imshow(shares, cmap="Blues", norm=scale, interpolation="nearest")
     figure.colorbar(image, ax=axes, label="share of the true class (%)", shrink=0.8)
     if count <= MAX_TICK_LABELS:
-        names = [_shorten(name) for name in class_names]
+        names = [shorten(name) for name in class_names]
         fits = count * max(map(len, names)) <= 40
         slant: dict[str, Any] = (
             {} if fits else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
@@ -107,9 +107,9 @@ def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -
                       color="white" if dark else "black")  # fmt: skip
     unit = "" if count <= MAX_TICK_LABELS else " (class index)"
     top1 = f"top-1 {100 * np.trace(matrix) / total:.1f} % of {total} videos" if total else "empty"
-    _label(axes, f"Confusion matrix: {top1}", f"predicted class{unit}", f"true class{unit}")
+    label_axes(axes, f"Confusion matrix: {top1}", f"predicted class{unit}", f"true class{unit}")
     axes.grid(visible=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_clip_grid(clips: np.ndarray, labels: Sequence[str], path: Path) -> None:
@@ -127,7 +127,7 @@ def plot_clip_grid(clips: np.ndarray, labels: Sequence[str], path: Path) -> None
     tile = 1.4  # inches
     texts = [_literal(textwrap.fill(label, MAX_NAME)) for label in labels]
     margin = 0.5 + 0.09 * max(len(line) for text in texts for line in text.split("\n"))
-    figure = _figure(
+    figure = new_figure(
         max(4, tile * len(shown) + margin), (tile + 0.1) * num_clips * height / width + 1
     )
     grid = figure.subplots(num_clips, len(shown), squeeze=False)
@@ -139,10 +139,10 @@ def plot_clip_grid(clips: np.ndarray, labels: Sequence[str], path: Path) -> None
     for axes, frame in zip(grid[0], shown, strict=True):
         axes.set_title(f"frame {frame}", fontsize=9)
     figure.suptitle(f"{num_frames}-frame clips, {width} x {height} pixels")
-    _save(figure, path)
+    save(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     """Writes the PNG whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -156,7 +156,7 @@ def _save(figure: Figure, path: Path) -> None:
         ) from error
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """An empty figure, sizes in inches."""
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
     return Figure(figsize=(width, height), dpi=DPI, layout=layout)
@@ -191,14 +191,16 @@ def _line(
         axes.text(0.5, 0.5, "no values yet", ha="center", va="center", transform=axes.transAxes)
 
 
-def _label(axes: Axes, title: str, x: str, y: str) -> None:
+def label_axes(axes: Axes, title: str, x: str, y: str) -> None:
+    """Names a chart and its axes, and draws a faint grid."""
     axes.set(title=title, xlabel=x, ylabel=y)
     axes.grid(visible=True, alpha=0.3)
     if axes.get_legend_handles_labels()[1]:
         axes.legend()
 
 
-def _shorten(name: str) -> str:
+def shorten(name: str) -> str:
+    """Returns a name that fits beside a chart, taken literally by the plotting library."""
     return _literal(name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…")
 
 

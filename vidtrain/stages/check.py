@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import closing
@@ -12,10 +11,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from vidtrain import build, interrupt, runlog
+from vidtrain import interrupt, runlog, survey
 from vidtrain.config_data import CheckConfig
 from vidtrain.data.checking import BAD, VERSION, WARN
 from vidtrain.data.checking_pool import check_files
@@ -73,10 +71,6 @@ def check(config: CheckConfig) -> None:
 
 
 def _refuse_wrong_settings(config: CheckConfig) -> None:
-    if not config.splits or set(config.splits) - {"train", "val"}:
-        raise UsageError(f"splits={config.splits} must be [train], [val] or [train,val]")
-    if config.workers is not None and config.workers < 1:
-        raise UsageError(f"workers={config.workers} must be at least 1")
     for name in LIMITS.values():
         if getattr(config, name) <= 0:
             raise UsageError(f"{name}={getattr(config, name):g} must be more than 0")
@@ -91,13 +85,8 @@ def _refuse_wrong_settings(config: CheckConfig) -> None:
 def _listed(config: CheckConfig) -> list[Video]:
     """Returns the videos of the splits, those in quarantine too."""
     data = dataclasses.replace(config.data, quarantine=None)
-    names: tuple[str, ...] | None = None
-    videos: list[Video] = []
-    for split in dict.fromkeys(config.splits):
-        listed = build.videos(data, split, class_names=names)
-        names = listed.class_names
-        videos += listed.videos
-    return videos
+    listed = survey.videos_of(config, data)
+    return [video for found in listed.values() for video in found.videos]
 
 
 def _earlier(file: Path) -> dict[str, Row]:
@@ -135,23 +124,17 @@ def _run(
     rows: dict[str, Row], file: Path,
 ) -> None:  # fmt: skip
     """Checks files and adds their rows, here and to the file, as they come."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found = check_files(
-        [(path, sums.get(path)) for path in todo], workers=config.workers or cores or 1,
+        [(path, sums.get(path)) for path in todo], workers=survey.num_processes(config.workers),
         timeout=config.timeout_seconds, memory_bytes=int(config.memory_gib * 2**30),
     )  # fmt: skip
     limits = {name: getattr(config, name) for name in LIMITS.values()} | {"version": VERSION}
-    console, done, bad, said = runlog.console, 0, 0, time.monotonic()
-    progress = Progress(
-        TextColumn("check"), BarColumn(bar_width=24), MofNCompleteColumn(),
-        TextColumn("files, {task.fields[bad]} bad  ETA"), TimeRemainingColumn(), console=console,
-        disable=not console.is_terminal, transient=True,
-    )  # fmt: skip
+    done, bad = 0, 0
     _write(file, rows.values())  # without what is stale or cut
     with runlog.writing(file):
         out = open(file, "a", encoding="utf-8")  # noqa: SIM115
-    with out, progress, closing(found), interrupt.deferred() as stop:
-        task = progress.add_task("check", total=len(todo), bad=0)
+    counter = survey.counting("check", len(todo), "files")
+    with out, counter as advance, closing(found), interrupt.deferred() as stop:
         for row in found:
             if row is not None:
                 path = row["path"]
@@ -160,15 +143,12 @@ def _run(
                     out.write(json.dumps(rows[path]) + "\n")
                     out.flush()
                 done, bad = done + 1, bad + (row["status"] == "bad")
-                progress.update(task, completed=done, bad=bad)
             if stop.signum:
                 raise Interrupted(
                     stop.signum,
                     f"stopped after {done} of {len(todo)} files; the same command goes on",
                 )
-            if progress.disable and time.monotonic() - said > SAY_EVERY:
-                said = time.monotonic()
-                console.print(f"{done} of {len(todo)} files, {bad} bad")
+            advance(int(row is not None), f", {bad} bad")
 
 
 def _write(file: Path, rows: Any) -> None:

@@ -3,28 +3,20 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from vidtrain import build, runlog
+from vidtrain import survey
 from vidtrain.config import IndexConfig
 from vidtrain.data import table_store
 from vidtrain.data.decode_pyav import count_frames
-from vidtrain.data.index_store import default_path
-from vidtrain.data.killable import in_processes
 from vidtrain.data.packets import packet_table
-from vidtrain.data.video import Video
-from vidtrain.errors import InputError, Interrupted, UsageError
-from vidtrain.interrupt import deferred
+from vidtrain.errors import InputError
 
-SAY_EVERY = 10.0  # seconds between two lines of progress where there is no terminal
 MAX_NAMED = 20
-BATCH = 16  # files that a process is given at once
 
 
 class Found(NamedTuple):
@@ -50,25 +42,17 @@ def index(config: IndexConfig) -> None:
         InputError: Some files cannot be read; said after all others are done.
         UsageError: `splits` names no split.
     """
-    if not config.splits or set(config.splits) - {"train", "val"}:
-        raise UsageError(f"splits={config.splits} must be [train], [val] or [train,val]")
-    if config.workers is not None and config.workers < 1:
-        raise UsageError(f"workers={config.workers} must be at least 1")
-    videos: list[Video] = []
-    names: tuple[str, ...] | None = None
-    for split in dict.fromkeys(config.splits):
-        listed = build.videos(config.data, split, class_names=names)
-        names = listed.class_names
-        videos += listed.videos
-    paths = list(dict.fromkeys(video.path for video in videos if not os.path.isdir(video.path)))
+    listed = survey.videos_of(config)
+    paths = [path for path in survey.paths_of(listed) if not os.path.isdir(path)]
     if not paths:
         raise InputError(
             f"data={config.data.name} holds folders of images only: they need no index"
         )
-    data = config.data
-    file = Path(os.path.expanduser(data.index or str(default_path(data.name, data.root))))
+    file = Path(survey.index_file(config.data))
     start = time.perf_counter()
-    found = list(_look_at(paths, str(file), config.workers))
+    answers = survey.look_at("index", look, paths, index=str(file), workers=config.workers)
+    found = [Found(path, 0, None, told) if isinstance(told, str) else told
+             for path, told in answers]  # fmt: skip
     show(found, time.perf_counter() - start, file)
     if not file.is_file():
         raise InputError(f"the index {file} could not be written; give another with data.index")
@@ -122,46 +106,3 @@ def show(found: list[Found], seconds: float, file: Path) -> None:
                   "`vidtrain prepare` makes fast ones of them")  # fmt: skip
     if file.is_file():
         out.print(f"{file}: {file.stat().st_size / 2**20:.2f} MiB", markup=False)
-
-
-def _look_at(paths: list[str], file: str, workers: int | None) -> Iterator[Found]:
-    """Yields what is found, and shows how far it is.
-
-    Raises:
-        Interrupted: Ctrl-C or SIGTERM.
-    """
-    console = runlog.console
-    progress = Progress(
-        TextColumn("index"), BarColumn(bar_width=24), MofNCompleteColumn(),
-        TextColumn("files  ETA"), TimeRemainingColumn(), console=console,
-        disable=not console.is_terminal, transient=True,
-    )  # fmt: skip
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    count = workers or cores or 1
-    size = min(BATCH, -(-len(paths) // count))
-    jobs = [(file, paths[first : first + size]) for first in range(0, len(paths), size)]
-    start = said = time.monotonic()
-    done = 0
-    with deferred() as stop, progress:
-        task = progress.add_task("index", total=len(paths))
-        while jobs:
-            again: list[tuple[str, list[str]]] = []
-            for job, found in in_processes(look, jobs, workers=count, stop=stop):
-                if isinstance(found, str):  # the process died: which of its files was it?
-                    if len(job[1]) > 1:
-                        again += [(file, [path]) for path in job[1]]
-                        continue
-                    found = [Found(job[1][0], 0, None, f"{job[1][0]}: {found}")]
-                yield from found
-                done += len(found)
-                progress.advance(task, len(found))
-                now = time.monotonic()
-                if not console.is_terminal and now - said > SAY_EVERY:
-                    said, left = now, (now - start) / done * (len(paths) - done)
-                    console.print(f"index: {done}/{len(paths)} files  ETA {left:.0f} s")
-            if stop.signum:
-                raise Interrupted(
-                    stop.signum, f"{done} of {len(paths)} files have been read; the same command "
-                    "goes on from there",
-                )  # fmt: skip
-            jobs = again

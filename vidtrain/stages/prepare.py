@@ -16,10 +16,9 @@ from typing import IO
 import av
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import vidtrain
-from vidtrain import build, runlog
+from vidtrain import runlog, survey
 from vidtrain.config import PrepareConfig
 from vidtrain.data import preparing
 from vidtrain.data.killable import in_processes
@@ -104,8 +103,6 @@ def _settings(config: PrepareConfig) -> Settings:
         raise UsageError(f"preset={config.preset} is not one of x264's; {hint}")
     if config.data.prepared is not None:
         raise UsageError("prepare reads the originals: leave data.prepared out")
-    if not config.splits or set(config.splits) - {"train", "val"}:
-        raise UsageError(f"splits={config.splits} must be [train], [val] or [train,val]")
     return Settings(
         short_side=config.short_side, gop=config.gop, crf=config.crf, preset=config.preset,
         frame_folder_fps=config.data.frame_folder_fps,
@@ -124,12 +121,7 @@ def _refuse_overlap(root: str, folder: str) -> None:
 
 def _paths(config: PrepareConfig) -> list[str]:
     """The videos of the splits, each file once."""
-    paths: dict[str, None] = {}
-    names: tuple[str, ...] | None = None
-    for split in dict.fromkeys(config.splits):
-        listed = build.videos(config.data, split, class_names=names)
-        names = listed.class_names
-        paths |= dict.fromkeys(video.path for video in listed.videos)
+    paths = survey.paths_of(survey.videos_of(config))
     folders = [path for path in paths if os.path.isdir(path)]
     if folders and config.data.frame_folder_fps is None:
         raise UsageError(
@@ -247,21 +239,12 @@ def _encode(
     jobs: list[Job], config: PrepareConfig, file: IO[bytes], stop: Stop, failures: dict[str, str]
 ) -> None:
     """Does the jobs, notes each in the manifest or in `failures`, and shows how far it is."""
-    console = runlog.console
-    progress = Progress(
-        TextColumn("prepare"), BarColumn(bar_width=24), MofNCompleteColumn(),
-        TextColumn("videos  ETA"), TimeRemainingColumn(), console=console,
-        disable=not console.is_terminal, transient=True,
-    )  # fmt: skip
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     encoded = in_processes(
-        preparing.prepare_one, jobs, workers=config.workers or cores or 1,
+        preparing.prepare_one, jobs, workers=survey.num_processes(config.workers),
         timeout_seconds=config.timeout_seconds, stop=stop,
     )  # fmt: skip
-    start = said = time.monotonic()
-    with progress, closing(encoded) as results:
-        task = progress.add_task("prepare", total=len(jobs))
-        for done, (job, result) in enumerate(results, start=1):
+    with closing(encoded) as results, survey.counting("prepare", len(jobs), "videos") as advance:
+        for job, result in results:
             if isinstance(result, dict):
                 result = preparing.keep(job, result, file)
             if isinstance(result, OSError):
@@ -271,8 +254,4 @@ def _encode(
                 )
             if result is not None:
                 failures[job.source] = result
-            progress.advance(task)
-            now = time.monotonic()
-            if not console.is_terminal and now - said > SAY_EVERY:
-                said, left = now, (now - start) / done * (len(jobs) - done)
-                console.print(f"prepare: {done}/{len(jobs)} videos  ETA {left:.0f} s", markup=False)
+            advance(1)

@@ -1,41 +1,31 @@
 """Describe a data set: how many videos of which class, how long, how large, and which are bad."""
 
-import multiprocessing
 import os
 import re
-import signal
-import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from threading import Thread
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from vidtrain import build, runlog
+from vidtrain import runlog, survey
 from vidtrain.config import StatsConfig
 from vidtrain.data import table_store
 from vidtrain.data.decode_frames import image_names
-from vidtrain.data.index_store import default_path
 from vidtrain.data.packets import packet_table
 from vidtrain.data.video import Video, VideoList
-from vidtrain.errors import InputError, UsageError
+from vidtrain.errors import InputError
 from vidtrain.report.data_plots import FEW, SplitFigures, balance, plot_data, spread
 
 SHORT = (8, 16, 32, 64)  # frames of a clip that a video may be too short for
-SMALL = 256  # files for each process; fewer are read sooner than a process starts
 MAX_ROWS = 40  # of a table; the rest is in stats.json
 MAX_NAMED = 5  # examples of a problem; the rest is in stats.json
-SAY_EVERY = 10.0  # seconds between two lines of progress where there is no terminal
 
 
 class Facts(NamedTuple):
@@ -58,19 +48,15 @@ def stats(config: StatsConfig) -> None:
             cannot be read are counted and named.
         UsageError: `splits` names no split.
     """
-    if not config.splits or set(config.splits) - {"train", "val"}:
-        raise UsageError(f"splits={config.splits} must be [train], [val] or [train,val]")
-    if config.workers is not None and config.workers < 1:
-        raise UsageError(f"workers={config.workers} must be at least 1")
-    listed: dict[str, VideoList] = {}
-    names: tuple[str, ...] | None = None
-    for split in dict.fromkeys(config.splits):
-        listed[split] = build.videos(config.data, split, class_names=names)
-        names = listed[split].class_names
-    assert names is not None
-    paths = list(dict.fromkeys(video.path for found in listed.values() for video in found.videos))
+    listed = survey.videos_of(config)
+    names = next(iter(listed.values())).class_names
     data = config.data
-    facts = dict(_look_at(paths, config))
+    facts: dict[str, Facts | str] = dict(
+        survey.look_at(
+            "stats", look_at_all, survey.paths_of(listed), index=survey.index_file(data),
+            workers=config.workers,
+        )
+    )  # fmt: skip
     told = {split: describe(found, facts, data.frame_folder_fps) for split, found in listed.items()}
     result: dict[str, Any] = {
         "data": data.name, "root": data.root, "classes": list(names),
@@ -108,61 +94,16 @@ def look(path: str) -> Facts | str:
     )  # fmt: skip
 
 
-def _look_at(paths: Sequence[str], config: StatsConfig) -> Iterator[tuple[str, Facts | str]]:
-    """Yields each path with what `look` says, and shows how far it is."""
-    index = config.data.index or str(default_path(config.data.name, config.data.root))
-    console = runlog.console
-    progress = Progress(
-        TextColumn("stats"), BarColumn(bar_width=24), MofNCompleteColumn(),
-        TextColumn("files  ETA"), TimeRemainingColumn(), console=console,
-        disable=not console.is_terminal, transient=True,
-    )  # fmt: skip
-    start = said = time.monotonic()
-    with progress:
-        task = progress.add_task("stats", total=len(paths))
-        for done, found in enumerate(_looks(paths, config.workers, index), start=1):
-            yield paths[done - 1], found
-            progress.update(task, completed=done)
-            now = time.monotonic()
-            if progress.disable and now - said > SAY_EVERY:
-                said, left = now, (now - start) / done * (len(paths) - done)
-                console.print(f"stats: {done}/{len(paths)} files  ETA {left:.0f} s")
+def look_at_all(job: tuple[str, list[str]]) -> list[Facts | str]:
+    """Returns what `look` says of some files, in a process of its own.
 
-
-def _looks(paths: Sequence[str], workers: int | None, index: str) -> Iterator[Facts | str]:
-    """Yields what `look` says of each path, in order, from processes where that pays."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = min(workers or cores or 1, -(-len(paths) // SMALL))
-    if workers == 1:
-        table_store.use_index(index)
-        yield from map(look, paths)
-        table_store.use_index(None)
-        return
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(index,))
-    try:
-        yield from pool.map(look, paths, chunksize=4)
-    except BrokenProcessPool as error:
-        raise InputError(
-            "a process that reads videos was killed, by the system for want of memory or by a "
-            "damaged video; lower workers, or find the video with vidtrain check"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start(index: str) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
-    table_store.use_index(index)
-    Thread(target=_end_with_main, daemon=True).start()
-
-
-def _end_with_main() -> None:
-    """Ends this process when the main process is gone, killed for example."""
-    if (main := multiprocessing.parent_process()) is not None:
-        main.join()
-        os._exit(1)
+    Args:
+        job: The index file, and the files.
+    """
+    table_store.use_index(job[0])
+    found = [look(path) for path in job[1]]
+    table_store.use_index(None)
+    return found
 
 
 def describe(

@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from vidtrain.data.sources.activitynet import Segment, is_span, place, read_table, say_left_out
 from vidtrain.data.sources.annotations import (
     Missing,
     choose,
@@ -14,6 +13,7 @@ from vidtrain.data.sources.annotations import (
     listing,
 )
 from vidtrain.data.sources.class_names import read_lines
+from vidtrain.data.sources.segments import Segment, is_span, place, read_table, say_left_out
 from vidtrain.data.video import Video, VideoList
 from vidtrain.errors import InputError
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from vidtrain.data.sources.activitynet import Segment, is_span, place, read_table, say_left_out
 from vidtrain.data.sources.annotations import (
     Missing,
     choose,
@@ -15,6 +14,7 @@ from vidtrain.data.sources.annotations import (
     listing,
     ordered_names,
 )
+from vidtrain.data.sources.segments import Segment, is_span, place, read_table, say_left_out
 from vidtrain.data.video import Video, VideoList
 from vidtrain.errors import InputError
 

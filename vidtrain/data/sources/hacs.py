@@ -4,15 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vidtrain.data.sources.activitynet import (
-    Segment,
-    is_span,
-    json_segments,
-    place,
-    read_table,
-    say_left_out,
-    subset,
-)
+from vidtrain.data.sources.activitynet import json_segments, subset
 from vidtrain.data.sources.annotations import (
     Missing,
     find_file,
@@ -21,6 +13,7 @@ from vidtrain.data.sources.annotations import (
     listing,
     read_json,
 )
+from vidtrain.data.sources.segments import Segment, is_span, place, read_table, say_left_out
 from vidtrain.data.video import Video, VideoList
 from vidtrain.errors import InputError
 
