@@ -141,3 +141,17 @@ def test_parts_of_videos_are_read_by_time(cli: Cli, tmp_path: Path, small_run: A
         "data.num_workers=0", "train.epochs=12", "optimizer.lr=0.01",
     ) == 0  # fmt: skip
     assert max(r["top1"] for r in rows("small") if r["kind"] == "val") == 1.0
+
+
+def test_several_classes_a_video_are_refused_by_name(
+    cli: Cli, small_run: Any, class_folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    videos = sorted((class_folders / "train").rglob("*.mp4"))[:8]
+    text = "".join(f"{path.relative_to(class_folders)} 0 {n % 2}\n" for n, path in enumerate(videos))
+    Path("all.txt").write_text(text.replace(" 0 0\n", " 0\n"))
+    settings = [s for s in small_run if not s.startswith("data")]
+    data = ("data=list_file", f"data.root={class_folders}", "data.train=all.txt",
+            "data.val=all.txt", "data.source.columns='path labels'")  # fmt: skip
+    assert cli("train", *settings, *data) == 2
+    assert "gives a video several classes" in capsys.readouterr().err
+    assert cli("stats", *data, "workers=1", "output=stats") == 0

@@ -86,6 +86,7 @@ def reading(config: DataConfig, device: torch.device) -> Reading:
 
 def train_clips(config: TrainConfig, listed: VideoList, device: torch.device) -> TrainClips:
     """Returns the training samples."""
+    _one_class_each(config.data, listed)
     inputs = config.model.input
     if len(inputs.short_side) != 2 or not inputs.crop_size <= min(inputs.short_side):
         raise UsageError(
@@ -132,6 +133,7 @@ def eval_views(
     config: TrainConfig | RunConfig, evaluation: EvalConfig, listed: VideoList, device: torch.device
 ) -> EvalViews:
     """Returns the evaluation views."""
+    _one_class_each(config.data, listed)
     inputs = config.model.input
     if evaluation.num_crops not in (1, 3):
         raise UsageError(f"eval.num_crops={evaluation.num_crops} must be 1 or 3")
@@ -155,6 +157,14 @@ def eval_views(
         num_crops=evaluation.num_crops,
         reading=reading(config.data, device),
     )
+
+
+def _one_class_each(config: DataConfig, listed: VideoList) -> None:
+    if listed.multi_label:
+        raise UsageError(
+            f"data={config.name} gives a video several classes, and a model here tells one; where "
+            "the data set labels segments, as Charades does, data.source.segments=true lists those"
+        )
 
 
 def _check_range(where: str, config: Any, **limits: tuple[float, float | None]) -> None:

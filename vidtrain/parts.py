@@ -154,11 +154,6 @@ def build_data(config: TrainConfig, world: World) -> tuple[TrainClips, EvalLoade
             f"data={config.data.name} has one class only ({', '.join(names)}) in "
             f"{config.data.root}; there is nothing to tell apart: is data.root one folder off?"
         )
-    if listed.multi_label:
-        raise UsageError(
-            f"data={config.data.name} gives a video several classes, and training takes one each; "
-            "a source that can list labelled segments does with data.source.segments=true"
-        )
     views = build.eval_views(config, config.eval, held_out, world.device)
     return (
         build.train_clips(config, listed, world.device),
