@@ -81,7 +81,10 @@ def test_check_finds_what_training_then_leaves_out(
     capsys.readouterr()
     settings = (*small_run, f"data.root={broken}", f"data.quarantine={listed}")
     assert cli("train", *settings) == 0
-    assert "data.quarantine leaves 1 videos out" in capsys.readouterr().err
+    assert (
+        "data.quarantine leaves out 1 videos (dark/train00.mp4); 23 remain"
+        in capsys.readouterr().err
+    )
     assert json.loads(Path("runs/small/run.json").read_text())["data"]["train"]["videos"] == 23
 
 
@@ -90,7 +93,7 @@ def test_a_run_on_prepared_videos_says_so(cli: Cli, class_folders: Path, small_r
     assert cli("prepare", *data, "output=prepared", "short_side=32", "workers=1") == 0
     assert cli("train", *small_run, "data.prepared=prepared", "train.max_steps=2") == 0
     record = json.loads(Path("runs/small/run.json").read_text())["data"]["prepared"]
-    assert record["settings"]["short_side"] == 32 and len(record["manifest_sha256"]) == 64
+    assert record["settings"]["short_side"] == 32 and len(record["sha256"]) == 64
     assert cli("eval", "run=runs/small") == 0
 
 
@@ -147,7 +150,9 @@ def test_several_classes_a_video_are_refused_by_name(
     cli: Cli, small_run: Any, class_folders: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     videos = sorted((class_folders / "train").rglob("*.mp4"))[:8]
-    text = "".join(f"{path.relative_to(class_folders)} 0 {n % 2}\n" for n, path in enumerate(videos))
+    text = "".join(
+        f"{path.relative_to(class_folders)} 0 {n % 2}\n" for n, path in enumerate(videos)
+    )
     Path("all.txt").write_text(text.replace(" 0 0\n", " 0\n"))
     settings = [s for s in small_run if not s.startswith("data")]
     data = ("data=list_file", f"data.root={class_folders}", "data.train=all.txt",

@@ -109,7 +109,11 @@ def test_prepared_videos_show_the_same_frames(cli: Cli, data: Path, tmp_path: Pa
             assert difference.mean() < 12  # of noise, the hardest to encode
     record = prepared_record(str(out))
     assert record["settings"]["gop"] == 16
-    assert record["manifest_sha256"] == hashes(out)["manifest.jsonl"]
+    # Looking at the originals again changes the manifest, not what was prepared.
+    for path in data.rglob("*.mp4"):
+        os.utime(path)
+    assert cli(*arguments(data, f"output={out}")) == 0
+    assert prepared_record(str(out)) == record
 
 
 def test_what_is_missing_or_changed_is_never_mixed_in(cli: Cli, data: Path, tmp_path: Path) -> None:

@@ -57,14 +57,31 @@ def videos(
             f"data.{part}={split!r} of data={config.name} holds no video (root {config.root}); "
             f"check data.root and data.{part}"
         )
-    if part == "train" and config.quarantine is not None:
-        listed, left_out = quarantine.leave_out(listed, os.path.expanduser(config.quarantine))
-        print(f"data.quarantine leaves {len(left_out)} videos out of {len(listed.videos)} that "
-              f"remain: {', '.join(left_out[:3])}{', ...' * (len(left_out) > 3)}",
-              file=sys.stderr)  # fmt: skip
+    bad = os.path.expanduser(config.quarantine) if config.quarantine and part == "train" else None
+    left_out: list[str] = []
+    if bad is not None:
+        listed, left_out = quarantine.leave_out(listed, bad)
     if config.prepared is not None:
-        listed = preparing.prepared_videos(listed, root, os.path.expanduser(config.prepared))
+        prepared = os.path.expanduser(config.prepared)
+        listed = preparing.prepared_videos(listed, root, prepared)
+        _same_folder_fps(config, prepared)
+        if bad is not None:  # the prepared files may have been checked, or the originals
+            listed, more = quarantine.leave_out(listed, bad)
+            left_out += more
+    if bad is not None:
+        named = f" ({', '.join(left_out[:3])}{', ...' * (len(left_out) > 3)})" * bool(left_out)
+        print(f"data.quarantine leaves out {len(left_out)} videos{named}; {len(listed.videos)} "
+              "remain", file=sys.stderr)  # fmt: skip
     return listed
+
+
+def _same_folder_fps(config: DataConfig, prepared: str) -> None:
+    was = preparing.prepared_record(prepared)["settings"].get("frame_folder_fps")
+    if was is not None and config.frame_folder_fps not in (None, was):
+        raise UsageError(
+            f"data.frame_folder_fps={config.frame_folder_fps:g}, but data.prepared={prepared} was "
+            f"made of frame folders at {was:g}; prepare anew, or set the same"
+        )
 
 
 def reading(config: DataConfig, device: torch.device) -> Reading:
@@ -120,6 +137,8 @@ def eval_loader(
 ) -> EvalLoader:
     """Returns the views of a rank's share of the videos."""
     views_per_video = evaluation.num_clips * evaluation.num_crops
+    if getattr(views.sampler, "views_vary", False):
+        views_per_video = evaluation.batch_size  # there may be any number of them
     return EvalLoader(
         views,
         videos_per_group=max(1, evaluation.batch_size // views_per_video),

@@ -161,6 +161,8 @@ def _record_run(stage: str, overrides: list[str]) -> None:
     if not isinstance(config, dict) or not all(isinstance(config.get(k), dict) for k in RECORDED):
         raise InputError(f"{file} is not the config of a run: it lacks one of {RECORDED}")
     nodes = {key: config[key] for key in RECORDED if key not in values}
+    # The one setting that names a file to write to; a run folder may come from somebody else.
+    nodes.get("data", {}).pop("index", None)
     if "${" in yaml.safe_dump(nodes):
         raise InputError(f"{file} holds an interpolation (${{...}}); a run's config has none")
     ConfigStore.instance().store(name="recorded_run", node=nodes)

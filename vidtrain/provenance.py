@@ -23,7 +23,7 @@ def fingerprint(videos: VideoList) -> dict[str, Any]:
     digest = hashlib.sha256()
     for video in videos.videos:
         part = (video.num_frames, video.first_frame, video.start, video.end, video.labels)
-        digest.update(f"{video.id}\0{video.label}\0{part}\n".encode())
+        digest.update(f"{video.id}\0{video.label}\0{part}\n".encode(errors="surrogateescape"))
     return {"videos": len(videos.videos), "sha256": digest.hexdigest()}
 
 

@@ -18,6 +18,7 @@ from vidtrain.interrupt import deferred
 
 SAY_EVERY = 10.0  # seconds between two lines of progress where there is no terminal
 BATCH = 16  # files that a process is given at once
+BATCH_SECONDS = 1800.0  # a file that takes longer hangs, and is named
 
 
 def videos_of(config: DataStageConfig, data: DataConfig | None = None) -> dict[str, VideoList]:
@@ -115,7 +116,8 @@ def look_at(
     with deferred() as stop, counting(name, len(paths), "files") as advance:
         while jobs:
             again: list[tuple[str, list[str]]] = []
-            for job, found in in_processes(look, jobs, workers=count, stop=stop):
+            for job, found in in_processes(look, jobs, workers=count, stop=stop,
+                                           timeout_seconds=BATCH_SECONDS):  # fmt: skip
                 if isinstance(found, str):  # the process died: which of its files was it?
                     if len(job[1]) > 1:
                         again += [(index, [path]) for path in job[1]]

@@ -154,7 +154,9 @@ def _check_video(path: str, row: dict[str, Any]) -> list[Fault]:
         # What training will see; a fault that only the strict decoder finds is none to it.
         met = decode_pass(path, strict=False)
         if not any(reason == "damaged" for reason, _ in met.faults):
-            met.faults += [("strict", text) for _, text in strict]
+            painted = any("conceal" in text or "while decoding" in text for _, text in strict)
+            reason = "damaged" if painted and _is_fast(path) else "strict"
+            met.faults += [(reason, text) for _, text in strict]
     faults = met.faults
     row |= {
         "codec": met.codec, "rotation": met.rotation, "stated_seconds": met.stated_seconds,
@@ -179,6 +181,14 @@ def _check_video(path: str, row: dict[str, Any]) -> list[Fault]:
             "keyframe_distance": int(np.diff(keys, prepend=0).max()),
         }  # fmt: skip
     return faults + _count(met, fast=route == "fast") + _judge_times(met, row["pts_order"])
+
+
+def _is_fast(path: str) -> bool:
+    """Whether training reads the file strictly; see `decode_pyav`."""
+    try:
+        return packet_table(path).fast
+    except InputError:
+        return False
 
 
 def _count(met: Pass, *, fast: bool) -> list[Fault]:

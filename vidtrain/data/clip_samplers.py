@@ -9,6 +9,7 @@ no length of clip: of a video with fewer frames than segments, each frame repeat
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -102,7 +103,10 @@ class UniformClips(_Spec):
 
     Attributes:
         num_clips: Must be 1: the number of clips follows from the video's length.
+        views_vary: Tells that videos differ in their number of views.
     """
+
+    views_vary: ClassVar[bool] = True
 
     num_clips: int = 1
 

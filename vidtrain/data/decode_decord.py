@@ -112,7 +112,7 @@ class DecordReader:
         del self._reader
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=16)
 def _first_frame(path: str, size: int, mtime_ns: int) -> np.ndarray:
     with closing(PyavReader(path)) as reader:
         return reader.read([0])

@@ -17,6 +17,8 @@ from vidtrain.data.packets import check_indices
 from vidtrain.data.video import Box
 from vidtrain.errors import InputError
 
+# By content, whatever a file is called: Pillow would start an interpreter for PostScript.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 PILLOW_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
@@ -97,7 +99,7 @@ class FrameFolderReader:
         """Height and width of the first image, turned, from its header."""
         path = os.path.join(self._path, self._names[0])
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 width, height = image.size
                 turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
         except PILLOW_ERRORS as error:
@@ -109,7 +111,7 @@ class FrameFolderReader:
         try:
             with open(path, "rb") as file:
                 content = file.read()
-            with Image.open(io.BytesIO(content)) as image:
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 return _pixels(image, content)
         except PILLOW_ERRORS as error:
             raise _unreadable(path, error) from None

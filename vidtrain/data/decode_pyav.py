@@ -86,7 +86,9 @@ class PyavReader:
         """Number of the first frame shown at or after a time, counted from the first frame's."""
         times = self._frame_pts if self._table.fast else frame_times(*file_key(self._path))
         if (times == NO_PTS).any():  # only some old containers: frames then last equally long
-            return max(0, int(np.ceil(seconds * (self.fps or 0.0) - 1e-6)))
+            if not self.fps:
+                raise InputError(f"{self._path} does not tell the times of its frames; convert it.")
+            return max(0, int(np.ceil(seconds * self.fps - 1e-6)))
         since_first = (times - times[0]) * float(self._table.time_base)
         return int(np.searchsorted(since_first, seconds - 1e-6))
 

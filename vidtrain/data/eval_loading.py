@@ -137,6 +137,11 @@ class EvalViews:
         return torch.cat([window.cut(window.pixels, 0, len(window.positions), self.crop_size)
                           for window in self.windows(index)])  # fmt: skip
 
+    def first_clip(self, index: int) -> torch.Tensor:
+        """Returns the first view of one video, (1, T, S, S, 3) uint8."""
+        window = next(self.windows(index, window_bytes=1))
+        return window.cut(window.pixels, 0, 1, self.crop_size)
+
     def _rows(self, index: int, num_frames: int, fps: float | None) -> np.ndarray:
         rng = randomness.generator(0, randomness.SAMPLE, index)
         return self.sampler(num_frames, fps, rng)
@@ -153,7 +158,7 @@ class _Groups(IterableDataset):
         self.activity, self.done = activity, done
         self.buffers: Reused | None = None  # made in the process that uses it
 
-    def __iter__(self) -> Iterator[tuple[int, int, list[ViewWindow]] | str]:
+    def __iter__(self) -> Iterator[tuple[int, int, list[ViewWindow]] | InputError]:
         info = get_worker_info()
         first, step = (info.id, info.num_workers) if info else (0, 1)
         if self.buffers is None:
@@ -163,8 +168,8 @@ class _Groups(IterableDataset):
                 for windows in self._packed(group, self.buffers):
                     yield first, self.buffers.item, windows
             except InputError as error:
-                # An exception would reach the main process wrapped in a worker's traceback.
-                yield str(error)
+                # If raised, it would reach the main process wrapped in a worker's traceback.
+                yield error
                 return
 
     def _packed(self, group: list[int], buffers: Reused) -> Iterator[list[ViewWindow]]:
@@ -175,7 +180,9 @@ class _Groups(IterableDataset):
                 item.append(window)
                 full = sum(len(w.positions) for w in item) >= self.batch_size
                 if full or sum(w.pixels.numel() for w in item) > WINDOW_BYTES // 2:
+                    self.activity.at(-1)  # it may take long until the next item is asked for
                     yield item[:]
+                    self.activity.at(index)
                     item.clear()
         self.activity.at(-1)
         if item:
@@ -240,8 +247,8 @@ class EvalLoader:
             self.views.reading.timeout_seconds,
         )  # fmt: skip
         for item in items:
-            if isinstance(item, str):
-                raise InputError(item)
+            if isinstance(item, InputError):
+                raise item
             process, number, windows = item
             yield windows
             self._done[process] = number + 1

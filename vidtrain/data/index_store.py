@@ -4,6 +4,7 @@ The file is a cache: it may be deleted, cut or full of rubbish at any time, and 
 videos notices more than the time to look at them again.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -55,7 +56,7 @@ class IndexStore:
 
     Args:
         path: The SQLite file; made with its folder where missing. What is there and is not a
-            whole index of this version is replaced; a file of another kind is renamed, not lost.
+            whole index of this version is replaced; a file of another kind is left alone.
         version: Of the values; a file of another version is made anew.
     """
 
@@ -216,14 +217,12 @@ class _Opened:
             if self._replaced:
                 return False
             self._replaced = True
+            header = os.pread(file.fileno(), 72, 0)
+            if header and header[68:] != APPLICATION_ID.to_bytes(4, "big"):
+                raise OSError(errno.EEXIST, "this is another file, no video index")
             if os.path.exists(f"{self._path}-journal"):
                 os.unlink(f"{self._path}-journal")
-            if os.pread(file.fileno(), 72, 0)[68:] == APPLICATION_ID.to_bytes(4, "big"):
-                os.unlink(self._path)
-            else:
-                aside = f"{self._path}.{time.time_ns()}"
-                os.rename(self._path, aside)
-                self._say(f"was not a video index: renamed to {aside} and made anew")
+            os.unlink(self._path)
         return True
 
     def _give_up(self, error: Exception) -> None:

@@ -17,7 +17,7 @@ from vidtrain.data import views, workers
 from vidtrain.data.reading import open_video
 from vidtrain.data.slots import SlotPool
 from vidtrain.data.video import VideoList
-from vidtrain.errors import InputError
+from vidtrain.errors import InputError, UsageError
 
 Sampler = Callable[[int, float | None, np.random.Generator], np.ndarray]
 # Videos tried in the place of an unreadable one before the sample is given up.
@@ -199,6 +199,8 @@ class TrainClips:
             at(chosen)
             try:
                 return self._read(chosen, counters, out)
+            except UsageError:  # a wrong setting is no bad video
+                raise
             except InputError as error:
                 if not self.replace:
                     raise
@@ -251,13 +253,13 @@ class _SlotFiller(Dataset):
     buffers: torch.Tensor
     activity: workers.Activity
 
-    def __getitem__(self, key: tuple[int, list]) -> tuple[int, dict[str, Any] | str]:
+    def __getitem__(self, key: tuple[int, list]) -> tuple[int, dict[str, Any] | InputError]:
         slot, keys = key
         try:
             fields = self.clips.batch(keys, self.buffers[slot].numpy(), self.activity.at)
         except InputError as error:
-            # An exception would reach the main process wrapped in a worker's traceback.
-            return slot, str(error)
+            # If raised, it would reach the main process wrapped in a worker's traceback.
+            return slot, error
         return slot, {name: value for name, value in fields.items() if name != "clips"}
 
 
@@ -288,8 +290,8 @@ def train_batches(
     items = workers.guarded(lambda: iter(loader), activity, clips.videos, reading.timeout_seconds)
     try:
         for slot, fields in items:
-            if isinstance(fields, str):
-                raise InputError(fields)
+            if isinstance(fields, InputError):
+                raise fields
             yield as_batch(fields | {"clips": pool.buffers[slot]})
             pool.give_back(slot)
     finally:

@@ -90,7 +90,7 @@ def packet_table(path: str) -> PacketTable:
     return _table(*file_key(path))
 
 
-@lru_cache(maxsize=4096)  # some 5 kB for a clip of ten seconds
+@lru_cache(maxsize=1024)  # some 4 kB for a clip of ten seconds, 2 MB for an hour
 def _table(path: str, size: int, mtime_ns: int) -> PacketTable:
     key = ("table", path, size, mtime_ns)
     stored = table_store.load(*key)

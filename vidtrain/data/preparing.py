@@ -189,7 +189,7 @@ def _size(path: str) -> int:
 
 
 def prepared_record(prepared: str) -> dict[str, Any]:
-    """What run.json says of the prepared folder.
+    """What run.json says of the prepared folder: settings, and a hash of the files' hashes.
 
     Raises:
         InputError: There is no manifest, or it is damaged.
@@ -198,11 +198,9 @@ def prepared_record(prepared: str) -> dict[str, Any]:
     manifest = read_manifest(folder)
     if manifest.settings is None:
         raise InputError(f"data.prepared={prepared} holds no {MANIFEST}: run `vidtrain prepare`")
-    with open(os.path.join(folder, MANIFEST), "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {
-        "settings": manifest.settings, "versions": manifest.versions, "manifest_sha256": digest,
-    }  # fmt: skip
+    made = sorted((name, row["target_sha256"]) for name, row in manifest.rows.items())
+    digest = hashlib.sha256(json.dumps(made).encode()).hexdigest()
+    return {"settings": manifest.settings, "versions": manifest.versions, "sha256": digest}
 
 
 def content_hash(path: str) -> str:

@@ -67,7 +67,8 @@ def leave_out(videos: VideoList, path: str) -> tuple[VideoList, list[str]]:
     """Returns the list without the videos in quarantine, and the ids of those left out.
 
     A file whose size or time of change is another now has been replaced since it was checked: it
-    stays, and a line on standard error says so.
+    stays, and a line on standard error says so. Where the data has been moved, files are known by
+    their id and size.
 
     Args:
         videos: The list.
@@ -77,6 +78,12 @@ def leave_out(videos: VideoList, path: str) -> tuple[VideoList, list[str]]:
         InputError: The file cannot be read, or nothing remains.
     """
     entries = read_quarantine(path)
+    by_id = {entry["id"]: entry for entry in entries.values()}
+    for video in videos.videos:  # the data may have been moved since
+        entry = by_id.get(video.id)
+        if entry is not None and video.path not in entries and not os.path.exists(entry["path"]):
+            if (stamp(video.path) or (None,))[0] == entry["size"]:
+                entries[video.path] = entry | {"mtime_ns": (stamp(video.path) or (0, 0))[1]}
     listed = [video.path for video in videos.videos if video.path in entries]
     replaced = set()
     for name in dict.fromkeys(listed):

@@ -118,7 +118,7 @@ def _open(path: str, settings: Settings) -> _Source:
             ticks = MAX_TICKS_PER_SECOND
         rate = _fraction(table.fps)
     return _Source(path, table.height, table.width, table.turn, table.sar == 1, stamps, times,
-                   ticks, rate, decode_all(path))  # fmt: skip
+                   ticks, rate, decode_all(path, strict=table.fast))  # fmt: skip
 
 
 def _fraction(fps: float | None) -> Fraction:
@@ -243,7 +243,7 @@ def _check(source: _Source, target: str, size: tuple[int, int], gop: int) -> Non
     times = np.sort(table.pts)
     seconds = (times - times[0]) * float(table.time_base)
     try:
-        decoded = sum(not frame.is_corrupt for frame in decode_all(target))
+        decoded = sum(not frame.is_corrupt for frame in decode_all(target, strict=True))
     except av.error.FFmpegError:
         decoded = -1
     problem = None

@@ -23,7 +23,7 @@ def decode_all(path: str, *, strict: bool = False) -> Generator[VideoFrame, None
         yield from stream.decode(None)
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=1024)
 def frame_times(path: str, size: int, mtime_ns: int) -> np.ndarray:
     """Time stamps of the frames as they come out of one decoding of the file, int64 (N,).
 

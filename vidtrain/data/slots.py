@@ -69,7 +69,12 @@ class SlotPool:
     def _register(self) -> bool:
         size = self.buffers.numel()
         status = torch.cuda.cudart().cudaHostRegister(self.buffers.data_ptr(), size, 0)
-        return int(status) == 0  # without it copies are slower, and the same
+        if int(status):
+            raise InputError(
+                f"CUDA cannot page-lock {size / 2**20:.0f} MiB for batches (error {int(status)}); "
+                "use fewer data.num_workers or a smaller data.prefetch_batches"
+            )
+        return True
 
 
 class Reused:

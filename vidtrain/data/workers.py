@@ -1,5 +1,6 @@
 """Loader processes: their start, what the machine must offer, and what went wrong with one."""
 
+import contextlib
 import multiprocessing
 import os
 import re
@@ -151,21 +152,22 @@ def guarded(
 
 def _what_happened(error: str, activity: Activity, videos: VideoList, timeout: float) -> str | None:
     busy = activity.busy()
-    if "timed out" in error:
+    if "DataLoader timed out" in error:
         stuck = [row for row in busy if row[2] > timeout / 2] or busy
         for pid, _, _ in stuck:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         named = ", ".join(f"{videos.videos[v].path} ({s:.0f} s)" for _, v, s in stuck)
         return (
             f"no batch came for data.timeout_seconds={timeout:g} s; loader processes were at "
             f"{named or 'no video'} and have been killed. `vidtrain check` finds files that hang "
             "and lists them for data.quarantine; if the disk is only slow, raise the limit"
         )
-    if "No space left" in error or "unable to allocate shared memory" in error:
+    if "shared memory" in error or "Bus error" in error or "/torch_" in error:
         free = shutil.disk_usage(SHARED_MEMORY).free / 2**20 if SHARED_MEMORY.is_dir() else 0
         return (
-            f"{SHARED_MEMORY} is full ({free:.0f} MiB free): {error.splitlines()[0]}; start the "
-            "container with a larger --shm-size, or use fewer data.num_workers"
+            f"{SHARED_MEMORY} is too small ({free:.0f} MiB free now): {error.splitlines()[0]}; "
+            "start the container with a larger --shm-size, or use fewer data.num_workers"
         )
     died = re.search(r"worker \(pid\(?s?\)? ?([\d, ]+)\) (.*)", error)
     gone = [row for row in busy if not _runs(row[0])]

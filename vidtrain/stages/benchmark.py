@@ -39,7 +39,7 @@ def benchmark(config: BenchmarkConfig) -> None:
         InputError: Files cannot be measured with, or a program failed.
     """
     _check(config)
-    folder = Path(config.output)
+    folder = Path(config.output).expanduser()
     with runlog.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     gpu = torch.cuda.is_available()

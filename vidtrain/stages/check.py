@@ -22,7 +22,6 @@ from vidtrain.data.quarantine import stamp
 from vidtrain.data.video import Video
 from vidtrain.errors import InputError, Interrupted, UsageError
 
-SAY_EVERY = 10.0  # seconds between two lines of progress where there is no terminal
 MAX_NAMED = 3  # examples of a reason; all are in results.jsonl
 MAX_LISTED = 10  # bad files that the last line names
 LIMITS = {"hang": "timeout_seconds", "memory": "memory_gib"}  # reason -> setting that it hit

@@ -77,7 +77,7 @@ def real_clips(config: ExportConfig, run: Finished) -> torch.Tensor:
     inputs = config.model.input
     clips = []
     for index in range(min(config.num_videos, len(listed.videos))):
-        clips.append(to_input(views.clips(index)[:1], mean=inputs.mean, std=inputs.std))
+        clips.append(to_input(views.first_clip(index), mean=inputs.mean, std=inputs.std))
     if len(clips) < 2:
         raise InputError(
             f"data.val={config.data.val!r} has one video; two are needed to prove parity at two "

@@ -30,7 +30,6 @@ from vidtrain.interrupt import Stop, deferred
 
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower",
            "veryslow", "placebo")  # fmt: skip
-SAY_EVERY = 10.0  # seconds between two lines of progress where there is no terminal
 MAX_NAMED = 20
 BITS_PER_PIXEL = 0.25  # at crf 20; most of 30 real clips took 0.06 to 0.25, the worst 0.76
 SPARE_BYTES = 100 * 2**20
@@ -83,7 +82,7 @@ def prepare(config: PrepareConfig) -> None:
         named = "".join(f"\n  {name}: {why}" for name, why in list(failures.items())[:MAX_NAMED])
         raise InputError(
             f"{len(failures)} of {len(paths)} videos could not be encoded, listed in {folder}/"
-            f"failures.jsonl; mend them, or leave them out with data.quarantine:{named}"
+            f"failures.jsonl; mend or replace them, and run the same command again:{named}"
         )
 
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from vidtrain import runlog, survey
 from vidtrain.config import StatsConfig
 from vidtrain.data import table_store
-from vidtrain.data.decode_frames import image_names
+from vidtrain.data.decode_frames import FORMATS, image_names
 from vidtrain.data.packets import packet_table
 from vidtrain.data.video import Video, VideoList
 from vidtrain.errors import InputError
@@ -81,10 +81,11 @@ def look(path: str) -> Facts | str:
     try:
         if os.path.isdir(path):
             names = image_names(path)
-            with Image.open(os.path.join(path, names[0])) as image:
+            first = os.path.join(path, names[0])
+            with Image.open(first, formats=FORMATS) as image:
                 return Facts(len(names), None, *image.size, "images", None, None)
         table = packet_table(path)
-    except (InputError, OSError, SyntaxError, ValueError) as error:
+    except (InputError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return str(error)
     keys = np.append(np.flatnonzero(table.keyframe), len(table.pts))
     return Facts(

@@ -72,21 +72,27 @@ def fit(parts: Parts, config: TrainConfig, log: RunLog, world: World, *, last_st
             meter.stepped(plan.batch_size)
             epoch = parts.step / plan.steps_per_epoch
 
-            if _due(parts.step, loop.log_every_steps, last_step):
+            stopping = distributed.any_true(bool(stop.signum), world)
+            save_every = loop.save_every_steps or plan.steps_per_epoch
+            validating = _due(
+                parts.step, config.eval.every_epochs * plan.steps_per_epoch, last_step
+            )
+            logging = _due(parts.step, loop.log_every_steps, last_step)
+            saving = stopping or _due(parts.step, save_every, last_step)
+            if logging or validating or saving:
+                parts.bad.agree(world)
+            if logging:
                 mean_loss = float(distributed.mean(loss, world))
                 rate = parts.optimizer.param_groups[0]["lr"]
-                parts.bad.agree(world)
                 row = {"loss": mean_loss, "lr": rate, "grad_norm": finite(norm),
                        "bad_videos": len(parts.bad.found), **meter.speed()}  # fmt: skip
                 log.row("train", step=parts.step, epoch=epoch, **row)
                 meter.show(row)
-            if _due(parts.step, config.eval.every_epochs * plan.steps_per_epoch, last_step):
+            if validating:
                 validate(parts, config, log, world, epoch=epoch)
                 meter.restart_clock()
-            stopping = distributed.any_true(bool(stop.signum), world)
-            save_every = loop.save_every_steps or plan.steps_per_epoch
             improved = parts.best.get("step") == parts.step
-            if world.is_main and (stopping or improved or _due(parts.step, save_every, last_step)):
+            if world.is_main and (saving or improved):
                 save(parts, config, log.folder)
             if stopping and parts.step < last_step:
                 raise Interrupted(
