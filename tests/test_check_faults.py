@@ -171,7 +171,7 @@ def test_training_with_quarantine(
     assert cli("check", *settings, "output=out") == 1
     assert victim.name in capsys.readouterr().err
     assert cli("train", *run, "data.quarantine=out/quarantine.jsonl") == 0
-    assert "leaves 1 videos out" in capsys.readouterr().err
+    assert "leaves out 1 videos" in capsys.readouterr().err
 
 
 @pytest.mark.slow

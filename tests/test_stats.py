@@ -93,7 +93,7 @@ def test_bad_slow_and_shared_files_are_counted_and_named(
     reasons = {frozenset(ids): reason for reason, ids in found["unreadable"].items()}
     damaged, empty = frozenset({"cut.mp4", "text1.mp4", "text2.mp4"}), frozenset({"empty.mp4"})
     assert reasons.keys() == {damaged, empty}
-    assert reasons[empty] == "the file is empty (# bytes); copy or download it again."
+    assert reasons[empty] == "the file is empty (N bytes); copy or download it again."
     assert reasons[damaged].startswith("the file is not a video file that can be read")
     assert found["videos"] == 7 and found["frames"]["max"] == 20 and found["frames"]["min"] == 7
     assert found["codecs"] == {"images": 1, "h264": 1, "mpeg4": 1}

@@ -46,6 +46,7 @@ def videos(
     Raises:
         InputError: Files are missing, do not parse, or the split is empty.
     """
+    check_decoder(config.decoder)
     split = getattr(config, part)
     root = os.path.expanduser(config.root)
     if class_names is None and config.classes is not None:

@@ -209,8 +209,13 @@ def restore(parts: Parts, config: TrainConfig, folder: Path, world: World) -> No
     changed = checkpoint.config_differences(
         state["config"], dataclasses.asdict(config), ignore=FREE_TO_CHANGE
     )
-    if state["data"] != parts.data_record:
-        changed.append(f"list of videos: {state['data']} -> {parts.data_record}")
+    for part, now in parts.data_record.items():
+        was = state["data"].get(part)
+        if was != now and part == "prepared":
+            changed.append("what data.prepared holds, or whether it is used")
+        elif was != now:
+            counts = f"{was['videos']} -> {now['videos']} videos" if was else "unknown before"
+            changed.append(f"the list of {part} videos ({counts})")
     if state["class_names"] != list(parts.class_names):
         changed.append(f"class names: {state['class_names']} -> {list(parts.class_names)}")
     if changed:

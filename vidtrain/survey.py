@@ -1,9 +1,11 @@
 """What the stages that go through a whole data set share: its videos, processes, progress."""
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -42,6 +44,20 @@ def videos_of(config: DataStageConfig, data: DataConfig | None = None) -> dict[s
         listed[split] = build.videos(data or config.data, split, class_names=names)
         names = listed[split].class_names
     return listed
+
+
+def refuse_other_data(file: Path, root: str) -> None:
+    """Refuses an output folder that holds what was found of data elsewhere.
+
+    Raises:
+        UsageError: The JSON file is there, and tells of another root.
+    """
+    try:
+        was = json.loads(file.read_text("utf-8"))["root"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if was != root:
+        raise UsageError(f"{file.parent} holds what was found in {was}; give another with output=")
 
 
 def paths_of(listed: dict[str, VideoList]) -> list[str]:

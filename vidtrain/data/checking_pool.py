@@ -1,7 +1,6 @@
 """Processes that check files, and that are killed and replaced when one hangs or dies."""
 
 import contextlib
-import multiprocessing
 import os
 import resource
 import signal
@@ -14,6 +13,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from vidtrain.data.checking import check_file
+from vidtrain.data.killable import clean_server
 from vidtrain.data.quarantine import stamp
 
 TICK_SECONDS = 0.2  # how soon a stop that was asked for is seen
@@ -68,8 +68,7 @@ def check_files(
     """
     waiting = deque(jobs)
     children: list[Child] = []
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context = clean_server(__name__)
     try:
         while waiting or any(child.job for child in children):
             while len(children) < min(workers, len(waiting) + sum(bool(c.job) for c in children)):

@@ -7,14 +7,33 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable
-from multiprocessing import connection, parent_process
-from multiprocessing.context import ForkServerProcess
+from multiprocessing import connection, forkserver, parent_process
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any, TypeVar
 
 from vidtrain.interrupt import Stop
 
 J = TypeVar("J")
 TICK_SECONDS = 0.3
+
+
+def clean_server(module: str) -> ForkServerContext:
+    """Returns a context that forks processes from a clean server, which Ctrl-C does not reach.
+
+    A fork of this process would copy its threads' locks.
+
+    Args:
+        module: What the server imports once, for all of them.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([module])
+    # A terminal sends Ctrl-C to all processes: one that is importing would end with a traceback.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
 
 
 def in_processes(
@@ -33,8 +52,7 @@ def in_processes(
         stop: Looked at several times a second.
         timeout_seconds: Of one job.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([function.__module__])
+    context = clean_server(function.__module__)
     rest = iter(jobs)
     running: dict[connection.Connection, tuple[ForkServerProcess, J, float]] = {}
     try:

@@ -22,6 +22,7 @@ from vidtrain.errors import InputError, UsageError
 Sampler = Callable[[int, float | None, np.random.Generator], np.ndarray]
 # Videos tried in the place of an unreadable one before the sample is given up.
 MOST_REPLACEMENTS = 10
+HINT = "`vidtrain check` lists all bad videos in a file for data.quarantine."
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ class TrainClips:
                 raise
             except InputError as error:
                 if not self.replace:
-                    raise
+                    raise InputError(f"{error} {HINT}") from None
                 bad[chosen] = str(error)
         raise InputError(
             f"{len(bad)} videos in a row cannot be read; is the disk still there? "

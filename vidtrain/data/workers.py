@@ -1,7 +1,6 @@
 """Loader processes: their start, what the machine must offer, and what went wrong with one."""
 
 import contextlib
-import multiprocessing
 import os
 import re
 import resource
@@ -18,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from vidtrain.data import table_store
+from vidtrain.data.killable import clean_server
 from vidtrain.data.video import VideoList
 from vidtrain.errors import InputError
 
@@ -68,9 +68,6 @@ def loader(
     if not workers:
         return DataLoader(dataset, batch_size=None, sampler=keys, collate_fn=_as_it_is)
     check_machine(workers, shared_bytes)
-    # A fork of this process would copy its threads' locks; a server forks workers from a clean one.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vidtrain.data.loading"])
     return DataLoader(
         dataset,
         batch_size=None,
@@ -80,7 +77,7 @@ def loader(
         prefetch_factor=reading.prefetch_batches,
         timeout=reading.timeout_seconds,
         persistent_workers=persistent,
-        multiprocessing_context=context,
+        multiprocessing_context=clean_server("vidtrain.data.loading"),
         worker_init_fn=_Start(reading.index),
     )
 

@@ -40,6 +40,7 @@ def check(config: CheckConfig) -> None:
     """
     _refuse_wrong_settings(config)
     folder = Path(os.path.expanduser(config.output))
+    survey.refuse_other_data(folder / "summary.json", config.data.root)
     videos = _listed(config)
     paths = list(dict.fromkeys(video.path for video in videos))
     sums: dict[str, str] = {}
@@ -66,7 +67,7 @@ def check(config: CheckConfig) -> None:
     runlog.write_json(folder / "summary.json", result)
     show(result)
     print(f"written to {folder}: results.jsonl, summary.json, quarantine.jsonl")
-    _end(found, folder)
+    _end(found, folder, result["entries_outside_their_file"])
 
 
 def _refuse_wrong_settings(config: CheckConfig) -> None:
@@ -229,9 +230,14 @@ def show(result: Row) -> None:
         out.print(f"{len(outside)} entries name frames that their file does not have: {named}")
 
 
-def _end(found: Sequence[Row], folder: Path) -> None:
-    """Says so, and ends with exit code 1, where files are bad."""
+def _end(found: Sequence[Row], folder: Path, outside: Sequence[str]) -> None:
+    """Says so, and ends with exit code 1, where files are bad or entries wrong."""
     bad = [row for row in found if row["status"] == "bad"]
+    if outside and not bad:
+        raise InputError(
+            f"{len(outside)} entries name frames that their file does not have, for example "
+            f"{outside[0]}; correct the list"
+        )
     if not bad:
         return
     lines = [f"\n  {printable(row['id'])}: {row['reason']}" for row in bad[:MAX_LISTED]]

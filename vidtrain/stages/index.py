@@ -43,7 +43,8 @@ def index(config: IndexConfig) -> None:
         UsageError: `splits` names no split.
     """
     listed = survey.videos_of(config)
-    paths = [path for path in survey.paths_of(listed) if not os.path.isdir(path)]
+    every = survey.paths_of(listed)
+    paths = [path for path in every if not os.path.isdir(path)]
     if not paths:
         raise InputError(
             f"data={config.data.name} holds folders of images only: they need no index"
@@ -54,6 +55,8 @@ def index(config: IndexConfig) -> None:
     found = [Found(path, 0, None, told) if isinstance(told, str) else told
              for path, told in answers]  # fmt: skip
     show(found, time.perf_counter() - start, file)
+    if len(every) > len(paths):
+        print(f"{len(every) - len(paths)} folders of images need no index")
     if not file.is_file():
         raise InputError(f"the index {file} could not be written; give another with data.index")
     bad = [entry for entry in found if entry.problem is not None]

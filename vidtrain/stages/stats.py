@@ -48,6 +48,8 @@ def stats(config: StatsConfig) -> None:
             cannot be read are counted and named.
         UsageError: `splits` names no split.
     """
+    folder = Path(os.path.expanduser(config.output))
+    survey.refuse_other_data(folder / "stats.json", config.data.root)
     listed = survey.videos_of(config)
     names = next(iter(listed.values())).class_names
     data = config.data
@@ -66,7 +68,6 @@ def stats(config: StatsConfig) -> None:
         train, val = ({video.path for video in found.videos} for found in listed.values())
         result["files_in_both_splits"] = sorted(train & val)
     show(result)
-    folder = Path(os.path.expanduser(config.output))
     with runlog.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     runlog.write_json(folder / "stats.json", result)
@@ -172,7 +173,7 @@ def num_frames(video: Video, available: int, fps: float | None) -> int:
 def _kind(message: str, path: str) -> str:
     """Returns a message without what is particular to one file, to count by."""
     text = message.replace(path, "the file").replace(os.path.basename(path), "the file")
-    return re.sub(r"\b\d+(\.\d+)?\b", "#", text)
+    return re.sub(r"\b\d+(\.\d+)?\b", "N", text).replace("folder the file", "folder")
 
 
 def show(result: dict[str, Any]) -> None:
