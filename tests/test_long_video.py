@@ -18,7 +18,7 @@ from vidtrain.data.loading import Reading
 from vidtrain.data.packets import packet_table
 from vidtrain.data.reading import open_video
 from vidtrain.data.video import Video, VideoList
-from vidtrain.evaluation import cut_on_device
+from vidtrain.evaluation import clip_buffer, cut_on_device
 
 
 def repeat(short: Path, long: Path, times: int) -> None:
@@ -74,8 +74,10 @@ def look_at_all_views(path: str) -> None:
         all_views(Path(path), workers=1), videos_per_group=1, batch_size=8, rank=0, world_size=1
     )
     process, most, seen = psutil.Process(), 0, 0
+    buffer: torch.Tensor | None = None
     for item in loader:
-        for _, _, clips in cut_on_device(item, 224, 8, torch.device("cpu")):
+        buffer = clip_buffer(item, 224, 8, torch.device("cpu")) if buffer is None else buffer
+        for _, _, clips in cut_on_device(item, buffer):
             seen += len(clips)
         children = sum(c.memory_info().rss - c.memory_info().shared
                        for c in process.children(recursive=True))  # fmt: skip
@@ -101,5 +103,5 @@ def test_windows_of_a_file_without_a_packet_table_go_on_where_the_last_ended(
     assert np.array_equal(backwards, whole[[200, 10, 11, 5]])
     views = all_views(path, workers=0)
     small = list(views.windows(0, window_bytes=1))
-    cuts = [w.cut(w.pixels, 0, len(w.positions), 224) for w in small]
+    cuts = [window.all_clips(224) for window in small]
     assert len(small) > 3 and torch.equal(torch.cat(cuts), views.clips(0))

@@ -44,9 +44,11 @@ def evaluate(
     found: dict[tuple[int, int], torch.Tensor] = {}
     left: dict[int, int] = {}
     with torch.inference_mode():
+        buffer: torch.Tensor | None = None
         for item in loader:
-            for part, first, clips in cut_on_device(item, loader.views.crop_size, batch_size,
-                                                    world.device):  # fmt: skip
+            if buffer is None:
+                buffer = clip_buffer(item, loader.views.crop_size, batch_size, world.device)
+            for part, first, clips in cut_on_device(item, buffer):
                 with precision.autocast():
                     logits = model(to_input(clips)).float().cpu()
                 for window, start, rows in split(logits, part, first):
@@ -73,24 +75,38 @@ def evaluate(
     ]  # fmt: skip
 
 
-def cut_on_device(
+def clip_buffer(
     item: list[ViewWindow], size: int, batch_size: int, device: torch.device
+) -> torch.Tensor:
+    """Returns room for a batch of views of the items' length, uint8 on the device."""
+    shape = (batch_size, item[0].positions.shape[1], size, size, 3)
+    return torch.empty(shape, dtype=torch.uint8, device=device)
+
+
+def cut_on_device(
+    item: list[ViewWindow], buffer: torch.Tensor
 ) -> Iterator[tuple[list[ViewWindow], int, torch.Tensor]]:
     """Yields an item's views in batches: its windows, the place of the first view, and the clips.
 
-    Clips are (n, T, size, size, 3) uint8 on the device, n <= batch_size; places count the views of
-    all windows of the item.
+    Args:
+        item: Windows of one or more videos.
+        buffer: (batch size, T, size, size, 3) uint8 on the device, which every batch is written to:
+            memory that is new each time comes in pieces that are never quite used again.
+
+    Yields:
+        Clips are the buffer's first ones; places count the views of all windows of the item.
     """
-    pixels = [window.pixels.to(device, non_blocking=True) for window in item]
+    pixels = [window.pixels.to(buffer.device, non_blocking=True) for window in item]
     total = sum(len(window.positions) for window in item)
-    for first in range(0, total, batch_size):
-        cuts, start = [], 0
+    for first in range(0, total, len(buffer)):
+        filled, start = 0, 0
         for window, on_device in zip(item, pixels, strict=True):
-            a, b = max(first - start, 0), min(first + batch_size - start, len(window.positions))
+            a, b = max(first - start, 0), min(first + len(buffer) - start, len(window.positions))
             if a < b:
-                cuts.append(window.cut(on_device, a, b, size))
+                window.cut(on_device, a, b, buffer[filled : filled + b - a])
+                filled += b - a
             start += len(window.positions)
-        yield item, first, cuts[0] if len(cuts) == 1 else torch.cat(cuts)
+        yield item, first, buffer[:filled]
 
 
 def split(

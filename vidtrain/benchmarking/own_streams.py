@@ -178,8 +178,10 @@ def _views(window: ViewWindow, stream: str, size: int) -> torch.Tensor:
     """All views of a window, cut one clip at a time, as an evaluation does it."""
     device = "cuda" if stream == "on_gpu" else "cpu"
     pixels = window.pixels.to(device)
+    shape = (EVAL_CROPS, window.positions.shape[1], size, size, 3)
+    views = torch.empty(shape, dtype=torch.uint8, device=device)
     for first in range(0, len(window.positions), EVAL_CROPS):
-        views = window.cut(pixels, first, first + EVAL_CROPS, size)
+        window.cut(pixels, first, first + EVAL_CROPS, views)
         if stream == "on_gpu":
             to_input(views, mean=MEAN, std=STD)
     if stream == "on_gpu":

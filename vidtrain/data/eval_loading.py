@@ -48,22 +48,25 @@ class ViewWindow:
     corners: torch.Tensor
     frames: torch.Tensor
 
-    def cut(self, pixels: torch.Tensor, first: int, last: int, size: int) -> torch.Tensor:
-        """Returns views first to last (not included) as (n, T, size, size, 3) uint8.
+    def cut(self, pixels: torch.Tensor, first: int, last: int, out: torch.Tensor) -> None:
+        """Writes views first to last (not included) into (n, T, size, size, 3) uint8.
 
         Args:
             pixels: This window's pixels, on the device that the views are wanted on.
             first: First view of this window.
             last: One after the last view.
-            size: Side of a view, pixels.
+            out: Where to, on the same device.
         """
-        shape = (last - first, self.positions.shape[1], size, size, 3)
-        clips = torch.empty(shape, dtype=torch.uint8, device=pixels.device)
-        rows = self.positions[first:last].to(pixels.device)
-        for clip, row, (top, left) in zip(clips, rows, self.corners[first:last].tolist(),
+        rows, size = self.positions[first:last].to(pixels.device), out.shape[2]
+        for clip, row, (top, left) in zip(out, rows, self.corners[first:last].tolist(),
                                           strict=True):  # fmt: skip
             crop = pixels[:, top : top + size, left : left + size]
             torch.index_select(crop, 0, row, out=clip)
+
+    def all_clips(self, size: int) -> torch.Tensor:
+        """Returns all views of this window, (V, T, size, size, 3) uint8."""
+        clips = torch.empty((*self.positions.shape, size, size, 3), dtype=torch.uint8)
+        self.cut(self.pixels, 0, len(clips), clips)
         return clips
 
 
@@ -134,13 +137,11 @@ class EvalViews:
 
     def clips(self, index: int) -> torch.Tensor:
         """Returns all views of one video, (V, T, S, S, 3) uint8."""
-        return torch.cat([window.cut(window.pixels, 0, len(window.positions), self.crop_size)
-                          for window in self.windows(index)])  # fmt: skip
+        return torch.cat([window.all_clips(self.crop_size) for window in self.windows(index)])
 
     def first_clip(self, index: int) -> torch.Tensor:
         """Returns the first view of one video, (1, T, S, S, 3) uint8."""
-        window = next(self.windows(index, window_bytes=1))
-        return window.cut(window.pixels, 0, 1, self.crop_size)
+        return next(self.windows(index, window_bytes=1)).all_clips(self.crop_size)[:1]
 
     def _rows(self, index: int, num_frames: int, fps: float | None) -> np.ndarray:
         rng = randomness.generator(0, randomness.SAMPLE, index)
