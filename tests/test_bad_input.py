@@ -33,7 +33,7 @@ def test_changed_videos_are_refused(
     assert cli("train", *moved) == 0, "the same files at another place are the same data"
     next((tmp_path / "moved" / "train" / "dark").iterdir()).unlink()
     assert cli("train", *moved) == 2
-    assert "list of videos" in capsys.readouterr().err
+    assert "the list of train videos (24 -> 23 videos)" in capsys.readouterr().err
 
 
 def test_a_full_disk_loses_no_earlier_checkpoint(
