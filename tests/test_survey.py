@@ -29,5 +29,6 @@ def test_ctrl_c_is_answered_in_a_line_at_any_moment(
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGINT)
     said = process.communicate(timeout=120)[1]
-    assert process.returncode in (0, 130), said
+    # While Python itself starts or ends, the signal ends the process: 130 to a shell as well.
+    assert process.returncode in (0, 130, -signal.SIGINT), said
     assert "Traceback" not in said
