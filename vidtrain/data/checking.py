@@ -13,8 +13,7 @@ from vidtrain.data.decode_frames import FrameFolderReader, image_names
 from vidtrain.data.packet_trust import NO_PTS
 from vidtrain.data.packets import packet_table
 from vidtrain.data.quarantine import stamp
-from vidtrain.data.video import split_member
-from vidtrain.data.video_file import file_key
+from vidtrain.data.video_file import file_key, file_sum
 from vidtrain.errors import InputError
 
 # What can be wrong, the worst first: a video has one reason, the first of those that hold.
@@ -42,7 +41,6 @@ WARN = {
 }
 VERSION = 1  # of what is found; raise it when a rule changes, and files are checked again
 PROMISES_TIMES = {"mov", "matroska"}
-BLOCK = 1 << 20
 
 
 def check_file(path: str, sha256: str | None = None) -> dict[str, Any]:
@@ -72,7 +70,7 @@ def check_file(path: str, sha256: str | None = None) -> dict[str, Any]:
         folder = os.path.isdir(path)
         if not folder:
             file_key(path)  # refuses pipes, which opening would wait at
-        row["sha256"] = _folder_sum(path) if folder else _file_sum(path)
+        row["sha256"] = _folder_sum(path) if folder else file_sum(path)
         if sha256 is not None and sha256 != row["sha256"]:
             faults.append(("changed", f"its SHA-256 sum was {sha256}"))
         faults += _check_folder(path, row) if folder else _check_video(path, row)
@@ -95,26 +93,13 @@ def check_file(path: str, sha256: str | None = None) -> dict[str, Any]:
     return row
 
 
-def _file_sum(path: str) -> str:
-    """SHA-256 of a file or tar member."""
-    member = split_member(path)
-    name, offset, left = member or (path, 0, os.path.getsize(path))
-    found = hashlib.sha256()
-    with open(name, "rb") as file:
-        file.seek(offset)
-        while left > 0 and (block := file.read(min(BLOCK, left))):
-            found.update(block)
-            left -= len(block)
-    return found.hexdigest()
-
-
 def _folder_sum(path: str) -> str:
     """SHA-256 of the names and SHA-256 sums of all files of a folder."""
     found = hashlib.sha256()
     for name in sorted(os.listdir(path)):
         file = os.path.join(path, name)
         if os.path.isfile(file):
-            found.update(f"{name}\0{_file_sum(file)}\n".encode("utf-8", "surrogateescape"))
+            found.update(f"{name}\0{file_sum(file)}\n".encode("utf-8", "surrogateescape"))
     return found.hexdigest()
 
 

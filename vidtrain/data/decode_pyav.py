@@ -11,7 +11,7 @@ from av.video.frame import VideoFrame
 
 from vidtrain.data.colours import cut_frame
 from vidtrain.data.packet_trust import NO_PTS
-from vidtrain.data.packets import check_indices, packet_table
+from vidtrain.data.packets import check_indices, packet_table, shown_at
 from vidtrain.data.sequential import damaged, decode_all, frame_times
 from vidtrain.data.video import Box
 from vidtrain.data.video_file import file_key, open_video_file
@@ -89,8 +89,7 @@ class PyavReader:
             if not self.fps:
                 raise InputError(f"{self._path} does not tell the times of its frames; convert it.")
             return max(0, int(np.ceil(seconds * self.fps - 1e-6)))
-        since_first = (times - times[0]) * float(self._table.time_base)
-        return int(np.searchsorted(since_first, seconds - 1e-6))
+        return shown_at(times, self._table.time_base, seconds)
 
     def close(self) -> None:
         """Gives the file back. A container that is not closed keeps its memory."""

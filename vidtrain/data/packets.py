@@ -222,6 +222,18 @@ def _frames_per_second(stream: VideoStream, pts: np.ndarray) -> float | None:
     return stated if stated and abs(stated / measured - 1) < 0.05 else measured
 
 
+def shown_at(times: np.ndarray, time_base: Fraction, seconds: float) -> int:
+    """Number of the first frame shown at or after a time, counted from the first frame's.
+
+    Args:
+        times: Time stamps of the frames in the order of showing, int64 (N,).
+        time_base: Seconds per unit of the time stamps.
+        seconds: The time.
+    """
+    since_first = (times - times[0]) * float(time_base)
+    return int(np.searchsorted(since_first, seconds - 1e-6))
+
+
 def check_indices(indices: Sequence[int], num_frames: int, path: str) -> list[int]:
     """The different frames asked for, in rising order.
 

@@ -12,14 +12,13 @@ from typing import IO, Any
 from vidtrain.data.decode_frames import image_names
 from vidtrain.data.reencode import Settings, reencode
 from vidtrain.data.video import Video, VideoList, split_member
-from vidtrain.data.video_file import file_key
+from vidtrain.data.video_file import file_key, file_sum
 from vidtrain.errors import InputError
 
 MANIFEST = "manifest.jsonl"
 OUTSIDE = "_outside"
 UNFINISHED = ".unfinished"
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-CHUNK = 2**20
 
 
 @dataclass
@@ -205,23 +204,14 @@ def prepared_record(prepared: str) -> dict[str, Any]:
 
 def content_hash(path: str) -> str:
     """SHA-256 of a file, of a tar member's bytes, or of a folder's image names and bytes."""
-    digest = hashlib.sha256()
     if os.path.isdir(path):
+        digest = hashlib.sha256()
         for name in image_names(path):
             digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
             with open(os.path.join(path, name), "rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
-    member = split_member(path)
-    with open(member[0] if member else path, "rb") as file:
-        if member is None:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        file.seek(member[1])
-        left = member[2]
-        while chunk := file.read(min(CHUNK, left)):
-            digest.update(chunk)
-            left -= len(chunk)
-    return digest.hexdigest()
+    return file_sum(path)
 
 
 def prepare_one(job: Job) -> dict[str, Any] | str | OSError:

@@ -1,5 +1,6 @@
 """Opening a local video file, or one member of a tar file, and nothing else."""
 
+import hashlib
 import os
 import stat
 
@@ -18,6 +19,7 @@ av.logging.set_level(None)
 # The containers that may be opened. A playlist or a concatenation script is a "container" too and
 # would make FFmpeg read other files or addresses; none of those is here, whatever a file is called.
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,asf,flv,ogg,gif,rm,nut,ivf,mxf,h264,hevc"
+BLOCK = 2**20  # bytes read at a time
 
 
 def file_key(path: str) -> tuple[str, int, int]:
@@ -49,6 +51,18 @@ def file_key(path: str) -> tuple[str, int, int]:
             "file again, or make its list anew."
         )
     return path, size, status.st_mtime_ns
+
+
+def file_sum(path: str) -> str:
+    """SHA-256 of a file or tar member, in hexadecimal."""
+    name, offset, left = split_member(path) or (path, 0, os.path.getsize(path))
+    found = hashlib.sha256()
+    with open(name, "rb") as file:
+        file.seek(offset)
+        while left > 0 and (block := file.read(min(BLOCK, left))):
+            found.update(block)
+            left -= len(block)
+    return found.hexdigest()
 
 
 def open_video_file(path: str, *, strict: bool = False) -> tuple[InputContainer, VideoStream]:

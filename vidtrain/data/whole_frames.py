@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import cv2
 import numpy as np
 
-from vidtrain.data.packets import PacketTable
+from vidtrain.data.packets import PacketTable, shown_at
 from vidtrain.data.video import Box, split_member
 from vidtrain.data.views import cut_frames
 
@@ -51,5 +51,4 @@ def cut(
 
 def frame_at(table: PacketTable, seconds: float) -> int:
     """Does `VideoReader.frame_at` for a fast table."""
-    since_first = np.sort(table.pts - table.pts.min()) * float(table.time_base)
-    return int(np.searchsorted(since_first, seconds - 1e-6))
+    return shown_at(np.sort(table.pts), table.time_base, seconds)

@@ -64,6 +64,16 @@ def find_folder(root: str, names: Sequence[str]) -> Path:
     )
 
 
+def check_split_number(number: int) -> None:
+    """Refuses a number that is none of the three official splits.
+
+    Raises:
+        UsageError: It is not 1, 2 or 3.
+    """
+    if number not in (1, 2, 3):
+        raise UsageError(f"data.source.split_number={number} must be 1, 2 or 3")
+
+
 def find_file(root: str, folders: Sequence[str], names: Sequence[str]) -> Path:
     """Returns the first of root/FOLDER/NAME that is a file, by name first.
 

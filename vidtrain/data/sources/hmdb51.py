@@ -7,6 +7,7 @@ from pathlib import Path
 from vidtrain.data.sources.annotations import (
     Entry,
     Missing,
+    check_split_number,
     choose,
     find_folder,
     gather,
@@ -15,7 +16,7 @@ from vidtrain.data.sources.annotations import (
 )
 from vidtrain.data.sources.class_names import read_lines
 from vidtrain.data.video import VideoList
-from vidtrain.errors import InputError, UsageError
+from vidtrain.errors import InputError
 
 LISTS = ("testTrainMulti_7030_splits", "test_train_splits", "splits", "annotations", ".")
 
@@ -45,8 +46,7 @@ def hmdb51(
         InputError: A file or video is missing, a line does not parse, or a class is not named.
     """
     wanted = choose(split, {"train": "1", "test": "2"})
-    if split_number not in (1, 2, 3):
-        raise UsageError(f"data.source.split_number={split_number} must be 1, 2 or 3")
+    check_split_number(split_number)
     ending = f"_test_split{split_number}.txt"
     listed = ([*(Path(root) / name).glob(f"*{ending}")] for name in LISTS)
     files = next(filter(None, listed), [])

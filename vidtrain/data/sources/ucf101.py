@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from vidtrain.data.sources.annotations import (
     Entry,
     Missing,
+    check_split_number,
     choose,
     find_file,
     find_folder,
@@ -16,7 +17,7 @@ from vidtrain.data.sources.annotations import (
 )
 from vidtrain.data.sources.class_names import read_lines
 from vidtrain.data.video import VideoList
-from vidtrain.errors import InputError, UsageError
+from vidtrain.errors import InputError
 
 LISTS = (
     ".", "ucfTrainTestlist", "UCF101TrainTestSplits-RecognitionTask/ucfTrainTestlist",
@@ -49,8 +50,7 @@ def ucf101(
         InputError: A file or video is missing, a line does not parse, or a class is not named.
     """
     kind = choose(split, {"train": "trainlist", "test": "testlist"})
-    if split_number not in (1, 2, 3):
-        raise UsageError(f"data.source.split_number={split_number} must be 1, 2 or 3")
+    check_split_number(split_number)
     index_file = find_file(root, LISTS, ["classInd.txt"])
     numbers: dict[str, int] = {}
     for line in read_lines(index_file):
