@@ -5,13 +5,11 @@ Videos are empty stand-ins: a source looks at names alone.
 
 import json
 import os
-import shutil
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from conftest import REPO
+from annotations import ANNOTATIONS, needs_annotations, put, touch
 
 from vidtrain.data.sources.diving48 import diving48
 from vidtrain.data.sources.hmdb51 import hmdb51
@@ -22,22 +20,7 @@ from vidtrain.data.sources.ucf101 import ucf101
 from vidtrain.data.video import VideoList
 from vidtrain.errors import InputError, UsageError
 
-ANNOTATIONS = REPO.parent / "shared" / "data" / "annots"
-pytestmark = pytest.mark.skipif(
-    not ANNOTATIONS.is_dir(), reason="the official annotation files are not on this machine"
-)
-
-
-def put(name: str, place: Path) -> Path:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(ANNOTATIONS / name, place)
-    return place
-
-
-def touch(root: Path, names: Iterable[str]) -> None:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
+pytestmark = needs_annotations
 
 
 def names_of(label_map: str) -> tuple[str, ...]:

@@ -2,37 +2,17 @@
 
 import csv
 import os
-import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from conftest import REPO
+from annotations import ANNOTATIONS, needs_annotations, put, touch
 
 from vidtrain.data.sources.annotations import listing
 from vidtrain.data.sources.kinetics import kinetics
 from vidtrain.data.sources.list_file import list_file
 from vidtrain.errors import InputError
 
-ANNOTATIONS = REPO.parent / "shared" / "data" / "annots"
-needs_annotations = pytest.mark.skipif(
-    not ANNOTATIONS.is_dir(), reason="the official annotation files are not on this machine"
-)
 K400 = "kinetics/kinetics-400_val.csv"
-
-
-def put(name: str, place: Path) -> Path:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(ANNOTATIONS / name, place)
-    return place
-
-
-def touch(root: Path, names: Iterable[str]) -> None:
-    names = list(names)
-    for folder in {os.path.dirname(name) for name in names}:
-        (root / folder).mkdir(parents=True, exist_ok=True)
-    for name in names:
-        (root / name).touch()
 
 
 def rows(name: str) -> list[dict[str, str]]:

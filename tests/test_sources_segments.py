@@ -1,12 +1,13 @@
 """Data sets of long videos with times: Charades, ActivityNet, HACS, EPIC-KITCHENS-100."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from annotations import touch
 from conftest import REPO, write_video
 from PIL import Image
 
@@ -19,13 +20,6 @@ from vidtrain.errors import InputError, UsageError
 
 CHARADES = REPO.parent / "shared" / "data" / "annots" / "charades"
 needs_charades = pytest.mark.skipif(not CHARADES.is_dir(), reason="no annotations of Charades here")
-
-
-def touch(folder: Path, names: Iterable[str]) -> None:
-    """Makes empty files: sources look at names only."""
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
 
 
 def ramp(path: Path) -> None:

@@ -1,33 +1,15 @@
 """Lists and tables, also as other tools write them; empty stand-ins for the videos."""
 
-import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPO
+from annotations import ANNOTATIONS, needs_annotations, put, touch
 
 from vidtrain.data.sources.csv_file import csv_file
 from vidtrain.data.sources.list_file import list_file
 from vidtrain.errors import InputError, UsageError
-
-ANNOTATIONS = REPO.parent / "shared" / "data" / "annots"
-needs_annotations = pytest.mark.skipif(
-    not ANNOTATIONS.is_dir(), reason="the official annotation files are not on this machine"
-)
-
-
-def put(name: str, place: Path) -> Path:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(ANNOTATIONS / name, place)
-    return place
-
-
-def touch(root: Path, names: Iterable[str]) -> None:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
 
 
 @needs_annotations
