@@ -22,15 +22,23 @@ from vidtrain.errors import InputError
 
 
 def when_busy(activity_rows: torch.Tensor, send: Callable[[int], None]) -> threading.Thread:
-    """Starts a thread that signals the first loader process seen at a video."""
+    """Starts a thread that signals the first loader process caught at a video.
+
+    The process is stopped before the second look: what it is at then cannot change any more.
+    """
+
+    def at_a_video() -> list[int]:
+        return [pid for pid, video, _ in activity_rows.tolist() if video >= 0]
 
     def wait() -> None:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            for pid, video, _ in activity_rows.tolist():
-                if video >= 0:
+            for pid in at_a_video():
+                os.kill(pid, signal.SIGSTOP)
+                if pid in at_a_video():
                     send(pid)
                     return
+                os.kill(pid, signal.SIGCONT)
             time.sleep(0.0005)
 
     thread = threading.Thread(target=wait, daemon=True)
@@ -63,12 +71,13 @@ def test_a_process_that_dies_or_hangs_is_named_with_its_video(
         hit.append(pid)
 
     samples = clips(class_folders, reading=Reading(num_workers=1, timeout_seconds=4))
-    batches = train_batches(samples, plan(), rank=0, start_step=0)
+    # So many epochs that the process is met at a video however rarely this one gets to look.
+    batches = train_batches(samples, plan(epochs=100_000), rank=0, start_step=0)
     next(batches)
     when_busy(made[0].rows, send)
-    time.sleep(0.3)
     with pytest.raises(InputError, match=message) as caught:
-        list(batches)
+        for _ in batches:
+            pass
     assert len(hit) == 1
     assert "Traceback" not in str(caught.value)
     if signum == signal.SIGSTOP:

@@ -19,8 +19,10 @@ from vidtrain.errors import InputError
 SPEC = {"clip_frames": 4, "sampling_rate": 2}
 
 
-def plan(world_size: int = 1, accumulate: int = 1) -> Plan:
-    return Plan(num_videos=24, batch_size=8, accumulate=accumulate, epochs=2, world_size=world_size)
+def plan(world_size: int = 1, accumulate: int = 1, epochs: int = 2) -> Plan:
+    return Plan(
+        num_videos=24, batch_size=8, accumulate=accumulate, epochs=epochs, world_size=world_size
+    )
 
 
 def clips(root: Path, num_workers: int = 0, **changes: object) -> TrainClips:
