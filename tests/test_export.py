@@ -273,7 +273,8 @@ def test_wrong_use_is_refused(model, clips, tmp_path):
 def test_published_networks_keep_their_logits(name, format, tmp_path):
     from torchvision.models.video import r3d_18
 
-    from vidtrain.models.pytorchvideo import slowfast, x3d
+    from vidtrain.models.slowfast import slowfast
+    from vidtrain.models.x3d import x3d
 
     torch.manual_seed(0)
     builders = {"x3d": lambda: x3d(7, version="xs"), "slowfast": lambda: slowfast(7),

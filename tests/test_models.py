@@ -15,10 +15,13 @@ from pytorchvideo.models import hub
 from torch import nn
 
 from vidtrain.errors import InputError, UsageError
-from vidtrain.models import pytorchvideo as builders
 from vidtrain.models.c3d import c3d
 from vidtrain.models.mend import GlobalMean, mend
+from vidtrain.models.mvit import mvit
+from vidtrain.models.slow import slow
+from vidtrain.models.slowfast import slowfast
 from vidtrain.models.tsn import tsn
+from vidtrain.models.x3d import x3d
 
 CONF = Path(__file__).parents[1] / "conf" / "model"
 
@@ -195,7 +198,7 @@ def test_mending_and_packing_leave_slowfast_as_it_was():
     clip = torch.randn(1, 3, 32, 224, 224)
     slow_frames = clip[:, :, [0, 4, 8, 12, 16, 20, 24, 28]]
     raw = awaken(hub.slowfast_r50(model_num_class=7), [slow_frames, clip]).eval()
-    net = builders.slowfast(7).eval()
+    net = slowfast(7).eval()
     assert [*net.state_dict()] == [*raw.state_dict()]
     net.load_state_dict(raw.state_dict())
     logits = raw([slow_frames, clip])
@@ -207,7 +210,7 @@ def test_mending_and_packing_leave_slowfast_as_it_was():
 def test_mending_leaves_mvit_as_it_was():
     torch.manual_seed(0)
     raw = awaken(hub.mvit_base_16x4(head_num_classes=7, temporal_size=4, spatial_size=64)).eval()
-    net = builders.mvit(7, num_frames=4, crop_size=64).eval()
+    net = mvit(7, num_frames=4, crop_size=64).eval()
     assert [*net.state_dict()] == [*raw.state_dict()]
     net.load_state_dict(raw.state_dict())
     clip = torch.randn(2, 3, 4, 64, 64)
@@ -226,7 +229,7 @@ def test_mending_keeps_keys_and_works_twice():
 def test_dropout_and_drop_path_arrive():
     with torch.device("meta"):
         nets = [build(name, dropout=0.25) for name in PUBLISHED_MPARAMS]
-        skipping = builders.mvit(7, drop_path=0.15)
+        skipping = mvit(7, drop_path=0.15)
     for net in nets:
         assert 0.25 in [part.p for part in net.modules() if isinstance(part, nn.Dropout)]
     rates = [part.drop_prob for part in skipping.modules() if isinstance(part, DropPath)]
@@ -270,7 +273,7 @@ def test_tsn_says_that_weights_could_not_be_had(monkeypatch, tmp_path):
 
 def test_slowfast_refuses_a_length_its_slow_pathway_cannot_divide():
     with torch.device("meta"):
-        net = builders.slowfast(7)
+        net = slowfast(7)
         with pytest.raises(UsageError, match=r"30 frames.*multiple of 4"):
             net(torch.empty(1, 3, 30, 64, 64))
 
@@ -278,7 +281,7 @@ def test_slowfast_refuses_a_length_its_slow_pathway_cannot_divide():
 @pytest.mark.parametrize("shape", [(8, 32, 32), (4, 64, 64), (4, 32, 36)])
 def test_mvit_refuses_clips_of_another_size(shape):
     with torch.device("meta"):
-        net = copy.deepcopy(builders.mvit(7, num_frames=4, crop_size=32))
+        net = copy.deepcopy(mvit(7, num_frames=4, crop_size=32))
         with pytest.raises(UsageError, match="x".join(map(str, shape)) + r".*built for 4x32x32"):
             net(torch.empty(1, 3, *shape))
 
@@ -286,12 +289,12 @@ def test_mvit_refuses_clips_of_another_size(shape):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: builders.slowfast(7, depth=18), "depth=18 does not exist: choose from 50, 101"),
-        (lambda: builders.x3d(7, version="xxl"), "version=xxl .* choose from xs, s, m, l"),
-        (lambda: builders.slow(7, dropout=-0.5), "dropout=-0.5 is no rate"),
-        (lambda: builders.mvit(7, drop_path=1.0), "drop_path=1.0 is no rate"),
-        (lambda: builders.mvit(7, num_frames=15), "15 frames at 224 pixels: set num_frames"),
-        (lambda: builders.mvit(7, crop_size=0), "16 frames at 0 pixels"),
+        (lambda: slowfast(7, depth=18), "depth=18 does not exist: choose from 50, 101"),
+        (lambda: x3d(7, version="xxl"), "version=xxl .* choose from xs, s, m, l"),
+        (lambda: slow(7, dropout=-0.5), "dropout=-0.5 is no rate"),
+        (lambda: mvit(7, drop_path=1.0), "drop_path=1.0 is no rate"),
+        (lambda: mvit(7, num_frames=15), "15 frames at 224 pixels: set num_frames"),
+        (lambda: mvit(7, crop_size=0), "16 frames at 0 pixels"),
         (lambda: tsn(7, backbone="resnet18", dropout=1.5), "dropout=1.5 is no rate"),
     ],
 )
