@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from av.video.frame import PictureType
 
+from vidtrain.data.reading import DECODERS
+from vidtrain.errors import UsageError
+
 HEIGHT, WIDTH = 48, 64
 TICK = Fraction(1, 600)
 
@@ -84,3 +87,14 @@ def hide_first(path: Path, frames: int) -> Path:
     data[place : place + 4] = begin.to_bytes(4, "big")
     path.write_bytes(data)
     return path
+
+
+def need_decoder(decoder: str, folder: Path) -> None:
+    """Skips the test where a back end is not installed, or is without FFmpeg's libraries."""
+    if decoder == "pyav":
+        return
+    pytest.importorskip(decoder)
+    try:
+        DECODERS[decoder](str(encode(folder / "probe.mp4", frames=3, options={"bf": "0"}))).close()
+    except UsageError as error:
+        pytest.skip(str(error))

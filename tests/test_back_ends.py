@@ -13,7 +13,7 @@ import av
 import numpy as np
 import psutil
 import pytest
-from encoding import encode, number_of, numbered
+from encoding import encode, need_decoder, number_of, numbered
 
 from vidtrain.data.decode_pyav import PyavReader
 from vidtrain.data.decode_torchcodec import TorchcodecReader
@@ -27,12 +27,8 @@ UNEVEN = [sum(20 * (1 + n % 3 + 9 * (n % 7 == 0)) for n in range(end)) for end i
 
 
 def reader_of(decoder: str, path: Path | str) -> Any:
-    if decoder != "pyav":
-        pytest.importorskip(decoder)
-    try:
-        return DECODERS[decoder](str(path))
-    except UsageError as error:  # installed, but without FFmpeg's libraries
-        pytest.skip(str(error))
+    need_decoder(decoder, Path(path).parent)
+    return DECODERS[decoder](str(path))
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
@@ -107,7 +103,7 @@ def test_pixels_are_made_square(tmp_path: Path, decoder: str) -> None:
 def test_a_mirrored_file_is_not_given_to_those_who_cannot_mirror(tmp_path: Path) -> None:
     path = encode(tmp_path / "m.mp4", frames=3, rotation=(0, True, False))
     for decoder in ("decord", "torchcodec"):
-        pytest.importorskip(decoder)
+        need_decoder(decoder, tmp_path)
         with pytest.raises(InputError, match=r"m\.mp4, because it .*mirror.*data\.decoder=pyav"):
             DECODERS[decoder](str(path))
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPO
-from encoding import encode
+from encoding import encode, need_decoder
 
 from vidtrain.data.packets import packet_table
 from vidtrain.data.reading import DECODERS, open_video
@@ -256,12 +256,11 @@ def test_frames_are_turned_as_ffmpeg_turns_them(made: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_frames_that_torchcodec_publishes(decoder: str) -> None:
+def test_frames_that_torchcodec_publishes(tmp_path: Path, decoder: str) -> None:
     folder, name = CLIPS / "torchcodec", "nasa_13013.mp4"
     if not (folder / name).is_file():
         pytest.skip(f"no {folder / name}")
-    if decoder != "pyav":
-        pytest.importorskip(decoder)
+    need_decoder(decoder, tmp_path)
     with closing(DECODERS[decoder](str(folder / name))) as reader:
         frames = reader.read([2, 0, 1])
         for index, frame in zip((2, 0, 1), frames, strict=True):

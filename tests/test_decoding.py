@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import REPO
 from corpus import decode
-from encoding import encode, hide_first, number_of
+from encoding import encode, hide_first, need_decoder, number_of
 
 from vidtrain.data.decode_decord import DecordReader
 from vidtrain.data.decode_pyav import PyavReader
@@ -131,8 +131,9 @@ def test_decord_returns_the_frames_asked_for_or_refuses(
 def test_torchcodec_returns_the_frames_asked_for_or_refuses(
     made: Callable[[str], Path], name: str
 ) -> None:
-    pytest.importorskip("torchcodec")
-    path, reason = made(name), KINDS[name][1 if name != "recovery_points.mp4" else 2]
+    path = made(name)
+    need_decoder("torchcodec", path.parent)
+    reason = KINDS[name][1 if name != "recovery_points.mp4" else 2]
     if reason is not None:
         with pytest.raises(InputError, match=rf"{name}.*{reason}.*set data\.decoder=pyav"):
             TorchcodecReader(str(path))
