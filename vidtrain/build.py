@@ -12,15 +12,8 @@ import torch
 from torch import nn
 
 from vidtrain import randomness
-from vidtrain.config import (
-    DataConfig,
-    EvalConfig,
-    InputConfig,
-    LoopConfig,
-    ModelConfig,
-    RunConfig,
-    TrainConfig,
-)
+from vidtrain.config import DataConfig, EvalConfig, LoopConfig, RunConfig, TrainConfig
+from vidtrain.config_model import FinetuneConfig, InputConfig, ModelConfig
 from vidtrain.data import index_store, preparing, quarantine
 from vidtrain.data.eval_loading import EvalLoader, EvalViews
 from vidtrain.data.loading import Plan, Reading, TrainClips
@@ -28,6 +21,7 @@ from vidtrain.data.reading import check_decoder
 from vidtrain.data.sources.class_names import read_class_names
 from vidtrain.data.video import VideoList
 from vidtrain.errors import InputError, UsageError
+from vidtrain.models import anatomy, memory
 from vidtrain.targets import component
 from vidtrain.training.parameters import parameter_groups
 
@@ -211,7 +205,7 @@ def plan(config: LoopConfig, data: DataConfig, *, num_videos: int, world_size: i
     Raises:
         UsageError: The global batch does not divide, or no step fits into an epoch.
     """
-    counts = ("epochs", "max_steps", "batch_size", "accumulate", "log_every_steps",
+    counts = ("epochs", "max_steps", "batch_size", "lr_batch", "accumulate", "log_every_steps",
               "save_every_steps")  # fmt: skip
     _check_range("train", config, **dict.fromkeys(counts, (1, None)), clip_grad_norm=(1e-12, None),
                  ema_decay=(0, 1 - 1e-9), label_smoothing=(0, 1 - 1e-9))  # fmt: skip
@@ -250,12 +244,44 @@ def model(config: ModelConfig, *, num_classes: int, seed: int) -> nn.Module:
         return component(config.build, "model.build", num_classes=num_classes)
 
 
+def fast(config: ModelConfig, network: nn.Module) -> nn.Module:
+    """Sets the options for memory and speed on a network that is to run, not to be exported."""
+    return memory.apply(network, channels_last=config.channels_last,
+                        checkpointing=config.checkpointing, compile=config.compile)  # fmt: skip
+
+
+def finetune(config: FinetuneConfig, network: nn.Module) -> dict[str, float]:
+    """Freezes what is not to be trained; returns factors on the learning rate by parameter name.
+
+    Raises:
+        UsageError: A value out of range, or a setting that changes nothing on this network.
+    """
+    _check_range("finetune", config, layer_decay=(1e-9, 1 - 1e-9), head_lr=(1e-9, None))
+    wanted = str(config.train_layers)
+    if wanted not in ("all", "head") and not wanted.isdecimal():
+        raise UsageError(f"finetune.train_layers={wanted} must be all, head, or a number of layers")
+    if wanted != "all":
+        anatomy.freeze(network, train_layers=0 if wanted == "head" else int(wanted))
+    if config.freeze_norm:
+        anatomy.freeze_norms(network)
+    if config.layer_decay is None and config.head_lr == 1:
+        return {}
+    decay = 1.0 if config.layer_decay is None else config.layer_decay
+    return anatomy.learning_rates(network, layer_decay=decay, head_lr=config.head_lr)
+
+
 def optimizer(
-    node: dict[str, Any], network: nn.Module, *, no_decay_norm_bias: bool
+    node: dict[str, Any], network: nn.Module, loop: LoopConfig, *, lr_scales: dict[str, float]
 ) -> torch.optim.Optimizer:
-    """Returns the optimizer over the network's parameter groups."""
-    groups = parameter_groups(network, no_decay_norm_bias=no_decay_norm_bias)
+    """Returns the optimizer; each of its groups has its base rate, and its share in `lr_scale`.
+
+    Source: Goyal et al., 2017, section 2.1 (the rate grows with the batch), for `lr_batch`.
+    """
+    groups = parameter_groups(
+        network, no_decay_norm_bias=loop.no_decay_norm_bias, lr_scales=lr_scales
+    )
     built = component(node, "optimizer", groups)
+    factor = loop.batch_size / loop.lr_batch if loop.lr_batch is not None else 1.0
     for group in built.param_groups:
-        group["base_lr"] = group["lr"]
+        group["base_lr"] = group["lr"] * factor * group["lr_scale"]
     return built

@@ -18,6 +18,8 @@ from vidtrain.errors import InputError, Interrupted, UsageError, did_you_mean
 FIRST_STAGES = ("train", "eval", "export", "stats", "check", "index", "prepare")
 # A bare word after these stages is the value of this key: `vidtrain models 'x3d*'`.
 BARE_WORD = {"models": "pattern", "benchmark": "what"}
+# Flags of a stage that are short for a setting.
+FLAGS = {"models": {"--json": "json=true", "--detail": "detail=true"}}
 
 USAGE = """vidtrain {version}: training and evaluation for video understanding
 
@@ -99,6 +101,7 @@ def _dispatch(argv: list[str]) -> int:
     if "-h" in rest or "--help" in rest:
         print(_stage_help(stage, rest), end="")
         return 0
+    rest = [FLAGS.get(stage, {}).get(word, word) for word in rest]
     key = BARE_WORD.get(stage)
     if key is not None:
         before = ["", *rest]
@@ -147,7 +150,7 @@ def _stage_help(stage: str, argv: list[str]) -> str:
     folders = [conf_dir(), *(Path(p) for p in _config_dirs(argv))]
     body = root.read_text("utf-8")
     groups = [g.name for g in sorted(conf_dir().iterdir()) if g.is_dir() and f"{g.name}:" in body]
-    if stage == "train":
+    if "model:" in body:
         groups.insert(0, "clip_sampler")
     for group in groups:
         names = sorted({p.stem for f in folders for p in (f / group).glob("*.yaml")})

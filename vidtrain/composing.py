@@ -23,9 +23,11 @@ from vidtrain.errors import InputError, UsageError, did_you_mean
 # What a later stage takes over from the config of the run it starts from.
 FLAGS_WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp",
                     "--package", "-p", "--cfg", "-c", "--info", "-i")  # fmt: skip
-# Settings that hold one path each.
+# Settings that hold one path each, and the characters that Hydra would take for its own grammar.
 PATHS = ("run", "runs", "checkpoint", "output", "files", "sums", "data.root", "data.classes",
          "data.index", "data.prepared", "data.quarantine")  # fmt: skip
+# An address may hold these; with a comma in it, several weights are swept over.
+QUOTED = {**dict.fromkeys(PATHS, "=#,()[]{}"), "model.weights": "=#"}
 RECORDED = ("data", "clip_sampler", "model", "precision", "eval")
 
 
@@ -46,7 +48,7 @@ def run_hydra(
     """
     register_schemas()
     if issubclass(SCHEMAS[stage], RunConfig) and "--hydra-help" not in overrides:
-        _record_run(stage, overrides)
+        overrides = _record_run(stage, overrides)
     before = sys.argv
     flags, settings = _in_order(overrides)
     sys.argv = [f"vidtrain {stage}", *flags, *settings, *_sweep_names(flags, settings)]
@@ -101,7 +103,7 @@ def _in_order(words: list[str]) -> tuple[list[str], list[str]]:
             flags.append(word)
             continue
         key, equals, value = word.partition("=")
-        if key in PATHS and re.search(r"[=,()\[\]{}]", value) and value[:1] not in "'\"":
+        if set(value) & set(QUOTED.get(key, "")) and value[:1] not in "'\"":
             word = f"{key}{equals}'{value}'"
         settings.append(word)
     return flags, settings
@@ -121,12 +123,13 @@ def _sweep_names(flags: list[str], settings: list[str]) -> list[str]:
 
 def leave_no_empty_folder(cfg: DictConfig) -> None:
     """Takes back the run folder that Hydra made, if the run failed before it wrote anything."""
-    if "run_dir" not in cfg:
+    named = cfg.get("run_dir") or cfg.get("run")
+    if named is None:
         return
-    folder = Path(cfg.run_dir)
+    folder = Path(named)
     with contextlib.suppress(OSError):  # not empty: it stays
         folder.rmdir()
-        if cfg.runs == "runs":  # the default; a folder that a person named is left alone
+        if folder.resolve().parent == Path("runs").resolve():  # what a person named is left alone
             folder.parent.rmdir()
 
 
@@ -143,14 +146,26 @@ def _added(cfg: DictConfig, schema: Any, prefix: str = "") -> list[str]:
     return found
 
 
-def _record_run(stage: str, overrides: list[str]) -> None:
-    """Puts the nodes of the run's config under this stage's, so that overrides still win."""
+def _record_run(stage: str, overrides: list[str]) -> list[str]:
+    """Puts the nodes of the run's config under this stage's, so that overrides still win.
+
+    Returns:
+        The overrides as Hydra takes them. Where a model and its weights are named in place of a
+        run, the folder that results go to is added.
+    """
     values = dict(o.split("=", 1) for o in overrides if "=" in o and not o.startswith("-"))
     folder = values.get("run")
+    if {"model", "model.weights", "data"} <= values.keys() and "checkpoint" not in values:
+        name = f"{Path(values['model']).name}-{values['data']}-weights"
+        given = [] if folder else [f"run=runs/{name}"]
+        return [*overrides, *given, "checkpoint=weights"]
     if folder is None:
         there = sorted(p.parent for p in Path("runs").glob("*/config.yaml"))
         hint = f"; here are {', '.join(map(str, there))}" if there else ""
-        raise UsageError(f"vidtrain {stage} needs a run folder: run=FOLDER{hint}")
+        raise UsageError(
+            f"vidtrain {stage} needs a run folder: run=FOLDER{hint}; or, for weights as they were "
+            "published, model=NAME model.weights=published data=NAME"
+        )
     file = Path(folder.strip("'\"")) / "config.yaml"
     try:
         config = yaml.safe_load(file.read_text("utf-8"))
@@ -166,6 +181,9 @@ def _record_run(stage: str, overrides: list[str]) -> None:
     if "${" in yaml.safe_dump(nodes):
         raise InputError(f"{file} holds an interpolation (${{...}}); a run's config has none")
     ConfigStore.instance().store(name="recorded_run", node=nodes)
+    # A model's YAML brings a clip sampler, which can be overridden; a run's config is plain values.
+    adds = "+clip_sampler=" if "model" not in values else "clip_sampler="
+    return [re.sub(r"^clip_sampler=", adds, override) for override in overrides]
 
 
 def explain(error: Exception, stage: str, overrides: list[str], conf: Path) -> str:

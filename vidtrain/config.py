@@ -17,55 +17,7 @@ from vidtrain.config_data import (
     PrepareConfig,
     StatsConfig,
 )
-
-
-@dataclass
-class InputConfig:
-    """The clip a model takes.
-
-    Attributes:
-        num_frames: Frames of a clip, T.
-        sampling_rate: Distance of two frames of a clip, in source frames.
-        target_fps: Rate at which sampling_rate counts; null: the video's own.
-        crop_size: Side of the training crop, pixels.
-        short_side: Smallest and largest short side of the training jitter, pixels.
-        crop_area: Smallest and largest share of the frame of a random resized crop, which then
-            takes the place of the jitter; null: the jitter.
-        crop_aspect: Smallest and largest width over height of a random resized crop.
-        eval_crop_size: Side of the evaluation crop, pixels.
-        eval_short_side: Short side in evaluation, pixels.
-        mean: Per-channel RGB mean, for values in [0, 1].
-        std: Per-channel RGB standard deviation, for values in [0, 1].
-    """
-
-    num_frames: int = MISSING
-    sampling_rate: int = MISSING
-    target_fps: float | None = None
-    crop_size: int = MISSING
-    short_side: list[int] = MISSING
-    crop_area: list[float] | None = None
-    crop_aspect: list[float] = field(default_factory=lambda: [0.75, 1.3333])
-    eval_crop_size: int = MISSING
-    eval_short_side: int = MISSING
-    mean: list[float] = MISSING
-    std: list[float] = MISSING
-
-
-@dataclass
-class ModelConfig:
-    """Which network, and what it takes.
-
-    Attributes:
-        name: Short name, part of the run's name.
-        family: Family of the network, for the table of models.
-        build: Node whose target builds the network; `num_classes` comes from the data.
-        input: The clip it takes.
-    """
-
-    name: str = MISSING
-    family: str = MISSING
-    build: Any = MISSING
-    input: InputConfig = field(default_factory=InputConfig)
+from vidtrain.config_model import FinetuneConfig, ModelConfig
 
 
 @dataclass
@@ -98,6 +50,8 @@ class LoopConfig:
         max_steps: Stop after so many optimizer steps; null: all epochs. The schedule keeps its
             full length.
         batch_size: Clips per optimizer step, over all processes and accumulated micro-batches.
+        lr_batch: The batch_size that optimizer.lr is meant for: the rate is multiplied by
+            batch_size / lr_batch (Goyal et al., 2017, section 2.1); null: optimizer.lr as it is.
         accumulate: Micro-batches per optimizer step.
         clip_grad_norm: Largest gradient norm; null: no clipping.
         label_smoothing: Share of the target spread over all classes, in [0, 1).
@@ -110,6 +64,7 @@ class LoopConfig:
     epochs: int = 18
     max_steps: int | None = None
     batch_size: int = 16
+    lr_batch: int | None = None
     accumulate: int = 1
     clip_grad_norm: float | None = None
     label_smoothing: float = 0.0
@@ -160,6 +115,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     clip_sampler: ClipSamplerConfig = field(default_factory=ClipSamplerConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     augment: Any = None
     mix: Any = None
     optimizer: Any = MISSING
@@ -221,11 +177,13 @@ class ModelsConfig:
 
     Attributes:
         pattern: Shell-style pattern of the names to list; plain text matches anywhere.
-        json: Print JSON instead of a table.
+        json: Print JSON instead of a table (also --json).
+        detail: Print a page on each model, with its layers (also --detail).
     """
 
     pattern: str = "*"
     json: bool = False
+    detail: bool = False
 
 
 @dataclass

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
-from vidtrain import build, checkpoint
-from vidtrain.config import RunConfig
+from vidtrain import build, checkpoint, distributed, runlog
+from vidtrain.config import ExportConfig, RunConfig
 from vidtrain.distributed import World
-from vidtrain.errors import InputError
+from vidtrain.errors import InputError, UsageError
+from vidtrain.starting import start_from
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,10 @@ class Finished:
 
     Attributes:
         folder: Run folder.
-        checkpoint: File that the weights come from.
+        checkpoint: File that the weights come from, or their address.
         step: Optimizer steps that the weights have had.
         model: The network in eval mode, on its device: the averaged weights if the run has them.
         class_names: Names by label, as the run was trained.
-        record: Fingerprints of the splits that the run was trained with.
     """
 
     folder: Path
@@ -30,34 +29,50 @@ class Finished:
     step: int
     model: nn.Module
     class_names: tuple[str, ...]
-    record: dict[str, Any]
 
 
 def open_run(config: RunConfig, world: World) -> Finished:
-    """Builds the run's network and loads the weights asked for.
+    """Builds the network and loads the weights asked for: a run's, or model.weights.
 
     Raises:
         InputError: No such checkpoint, a damaged one, or one that does not fit the network.
     """
+    found = _from_weights(config, world) if config.checkpoint == "weights" else _from_run(config)
+    found.model.to(world.device).eval().requires_grad_(False)
+    if not isinstance(config, ExportConfig):  # a file is written from the plain network
+        build.fast(config.model, found.model)
+    return found
+
+
+def _from_run(config: RunConfig) -> Finished:
     folder = Path(config.run)
     named = config.checkpoint in ("best", "last")
     path = folder / "checkpoints" / f"{config.checkpoint}.pt" if named else Path(config.checkpoint)
     state = checkpoint.load(path, "cpu")
     names = tuple(state["class_names"])
     model = build.model(config.model, num_classes=len(names), seed=0)
-    weights = state["average"] or state["model"]
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(state["average"] or state["model"])
     except RuntimeError as error:
         raise InputError(
             f"{path} does not fit model={config.model.name}: {str(error).splitlines()[1].strip()}; "
             "leave the run's model as it is"
         ) from error
     return Finished(
-        folder=folder,
-        checkpoint=path,
-        step=state["step"],
-        model=model.to(world.device).eval().requires_grad_(False),
-        class_names=names,
-        record=state["data"],
+        folder=folder, checkpoint=path, step=state["step"], model=model, class_names=names
     )
+
+
+def _from_weights(config: RunConfig, world: World) -> Finished:
+    """Published weights as they are, for the classes of the data set they were trained on."""
+    names = distributed.together(lambda: build.videos(config.data, "val"), world).class_names
+    model = build.model(config.model, num_classes=len(names), seed=0)
+    started = start_from(config.model, model, world, keep_head=True)
+    if started is None:
+        raise UsageError("checkpoint=weights needs model.weights=published, a file, or an address")
+    if world.is_main:
+        runlog.console.print("\n".join(started.report.lines()), markup=False, highlight=False)
+    return Finished(
+        folder=Path(config.run), checkpoint=Path(started.report.origin), step=0, model=model,
+        class_names=names,
+    )  # fmt: skip

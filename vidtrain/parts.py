@@ -21,6 +21,7 @@ from vidtrain.data.loading import Plan, TrainClips
 from vidtrain.data.preparing import prepared_record
 from vidtrain.distributed import World
 from vidtrain.errors import InputError, UsageError
+from vidtrain.starting import Started, start_from
 from vidtrain.targets import component, prepared
 from vidtrain.training.averaging import average_of
 from vidtrain.training.mixing import Mix
@@ -30,7 +31,8 @@ from vidtrain.training.precision import Precision
 FREE_TO_CHANGE = (
     "name", "runs", "run_dir", "resume", "device", "num_threads", "data.root", "data.num_workers",
     "data.prefetch_batches", "data.timeout_seconds", "data.index", "data.max_bad_fraction",
-    "data.prepared", "train.log_every_steps", "train.save_every_steps", "train.max_steps", "eval.",
+    "data.prepared", "model.checkpointing", "model.published", "train.log_every_steps",
+    "train.save_every_steps", "train.max_steps", "eval.",
 )  # fmt: skip
 
 
@@ -45,13 +47,14 @@ class Parts:
         model: The plain network, on its device.
         network: The network as it is called: wrapped for DDP, or the same.
         average: Averaged weights, or None.
-        optimizer: Optimizer; each group has its `base_lr`.
+        optimizer: Optimizer; each group has its `base_lr`, and its `lr_scale` in that.
         schedule: Factor on the base learning rate, by step.
         precision: Arithmetic and loss scaler.
         augment: What happens to each clip on the device, or None.
         mix: Mixup and cutmix, or None.
         bad: Unreadable videos met so far.
         prepared: What `vidtrain prepare` did to the videos, or None.
+        started: The weights that this start of the run took, or None.
         step: Optimizer steps taken.
         best: Best validation so far, {"top1": share, "step": step}; or empty.
     """
@@ -69,6 +72,7 @@ class Parts:
     mix: Mix | None
     bad: BadVideos
     prepared: dict[str, Any] | None
+    started: Started | None
     step: int = 0
     best: dict[str, float] = dataclasses.field(default_factory=dict)
 
@@ -108,16 +112,21 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
             f"{plan.micro_batch // plan.views_per_decode} videos per micro-batch; make it even "
             "with train.batch_size or train.accumulate, or use mix=none"
         )
-    model = build.model(config.model, num_classes=len(names), seed=config.seed).to(world.device)
-    optimizer = build.optimizer(
-        config.optimizer, model, no_decay_norm_bias=config.train.no_decay_norm_bias
-    )
+    model = build.model(config.model, num_classes=len(names), seed=config.seed)
+    resuming = distributed.share(last_checkpoint(Path(config.run_dir)).exists(), world)
+    started = None if resuming else start_from(config.model, model, world)
+    model = model.to(world.device)
+    lr_scales = build.finetune(config.finetune, model)
+    optimizer = build.optimizer(config.optimizer, model, config.train, lr_scales=lr_scales)
     schedule = prepared(
         config.schedule, "schedule", 0,
         total_steps=plan.total_steps, steps_per_epoch=plan.steps_per_epoch,
     )  # fmt: skip
     schedule(0)  # a schedule that does not fit says so now
     decay = config.train.ema_decay
+    average = average_of(model, decay) if decay is not None else None
+    for network in (model, *([average.module] if average is not None else [])):
+        build.fast(config.model, network)
     share, prepared_in = config.data.max_bad_fraction, config.data.prepared
     return Parts(
         clips=clips,
@@ -125,7 +134,7 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
         plan=plan,
         model=model,
         network=model,
-        average=average_of(model, decay) if decay is not None else None,
+        average=average,
         optimizer=optimizer,
         schedule=schedule,
         precision=precision,
@@ -133,6 +142,7 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
         mix=mix,
         bad=BadVideos(math.floor(share * num_videos), share),
         prepared=prepared_record(prepared_in) if prepared_in is not None else None,
+        started=started,
     )
 
 
@@ -161,13 +171,18 @@ def build_data(config: TrainConfig, world: World) -> tuple[TrainClips, EvalLoade
     )
 
 
+def last_checkpoint(folder: Path) -> Path:
+    """Returns the file that a run folder is resumed from."""
+    return folder / "checkpoints" / "last.pt"
+
+
 def save(parts: Parts, config: TrainConfig, folder: Path) -> None:
     """Writes checkpoints/last.pt, and best.pt if this step's validation was the best so far.
 
     Raises:
         InputError: It cannot be written; earlier checkpoints are intact.
     """
-    last = folder / "checkpoints" / "last.pt"
+    last = last_checkpoint(folder)
     state = {
         "model": parts.model.state_dict(),
         "average": None if parts.average is None else parts.average.module.state_dict(),
@@ -192,7 +207,7 @@ def restore(parts: Parts, config: TrainConfig, folder: Path, world: World) -> No
         UsageError: The config or the data has changed, or resume=false met a checkpoint.
         InputError: The checkpoint is damaged.
     """
-    last = folder / "checkpoints" / "last.pt"
+    last = last_checkpoint(folder)
     there = last.exists()
     if there != distributed.share(there, world):
         raise InputError(

@@ -1,12 +1,10 @@
 """MViT, on PyTorchVideo's definitions."""
 
-from functools import partial
-
 import torch
 from torch import nn
 
-from vidtrain.errors import UsageError
 from vidtrain.models.arguments import rate
+from vidtrain.models.clip_size import fix_clip_size, tiled
 from vidtrain.models.mend import mend
 from vidtrain.models.pytorchvideo import hub
 
@@ -34,13 +32,10 @@ def mvit(
     Raises:
         UsageError: Sizes that patches of 2x4x4 do not tile, or a rate outside [0, 1).
 
-    Source: Fan et al., ICCV 2021, §3; PySlowFast MVIT_B_16x4_CONV.
+    Source: Fan et al., ICCV 2021, §3; PySlowFast MVIT_B_16x4_CONV. PyTorchVideo's MVIT_B_32x3 is
+    the same network for clips of 32 frames.
     """
-    if num_frames <= 0 or num_frames % 2 or crop_size <= 0 or crop_size % 4:
-        raise UsageError(
-            f"MViT cannot be built for clips of {num_frames} frames at {crop_size} pixels: "
-            "set num_frames to a multiple of 2 and crop_size to a multiple of 4."
-        )
+    tiled("MViT", num_frames=num_frames, crop_size=crop_size, frames_by=2, pixels_by=4)
     # PyTorchVideo reads numbers out of small tensors while it builds, which have none on meta.
     device = torch.get_default_device()
     with torch.device("cpu"):
@@ -51,15 +46,6 @@ def mvit(
             head_dropout_rate=rate("dropout", dropout),
             droppath_rate_block=rate("drop_path", drop_path),
         )
-    net.register_forward_pre_hook(partial(_check_clip, size=(num_frames, crop_size, crop_size)))
+    net.token_grid = (num_frames // 2, crop_size // 4, crop_size // 4)
+    fix_clip_size(net, num_frames=num_frames, crop_size=crop_size, family="MViT")
     return mend(net).to(device)
-
-
-def _check_clip(net: nn.Module, args: tuple[torch.Tensor], *, size: tuple[int, int, int]) -> None:
-    found = tuple(args[0].shape[2:])
-    if found != size:
-        raise UsageError(
-            "MViT got a clip of {}x{}x{} (frames x height x width) but was built for {}x{}x{}: "
-            "give it clips of that size, or set num_frames and crop_size "
-            "where the model is built.".format(*found, *size)
-        )

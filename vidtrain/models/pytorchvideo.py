@@ -9,7 +9,24 @@ import warnings
 
 with warnings.catch_warnings():  # it compiles TorchScript at import, which is deprecated
     warnings.simplefilter("ignore", FutureWarning)
+    from pytorchvideo.layers.swish import Swish
     from pytorchvideo.models import hub
+    from pytorchvideo.models.csn import create_csn
+    from pytorchvideo.models.head import ResNetBasicHead, VisionTransformerBasicHead
     from pytorchvideo.models.r2plus1d import create_r2plus1d
+    from pytorchvideo.models.resnet import create_bottleneck_block
+    from pytorchvideo.models.slowfast import PoolConcatPathway, create_slowfast
+    from pytorchvideo.models.x3d import ProjectedPool
 
-__all__ = ["create_r2plus1d", "hub"]
+__all__ = [
+    "PoolConcatPathway",
+    "ProjectedPool",
+    "ResNetBasicHead",
+    "Swish",
+    "VisionTransformerBasicHead",
+    "create_bottleneck_block",
+    "create_csn",
+    "create_r2plus1d",
+    "create_slowfast",
+    "hub",
+]

@@ -5,9 +5,11 @@ from typing import Any
 
 import timm
 import torch
+import torchvision
 from torch import nn
 
 from vidtrain.errors import InputError, UsageError
+from vidtrain.models.arguments import rate
 
 
 class TSN(nn.Module):
@@ -41,41 +43,63 @@ class TSN(nn.Module):
 def tsn(
     num_classes: int, *, backbone: str, dropout: float = 0.4, pretrained: bool = False
 ) -> nn.Module:
-    """Builds a TSN on any of timm's image backbones, for any number of segments.
+    """Builds a TSN on an image backbone, for any number of segments.
 
     Args:
         num_classes: Number of logits.
         backbone: Name of a timm model, with or without a weight tag (resnet50,
-            resnet50.a1_in1k). Transformers take the one crop size of their name.
+            resnet50.a1_in1k), or googlenet. Transformers take the one crop size of their name.
         dropout: Rate before the classifier.
         pretrained: Downloads timm's weights for the backbone; otherwise it starts at random.
 
     Raises:
-        UsageError: timm has no such model, or no weights for it although `pretrained`, or
+        UsageError: There is no such model, or no weights for it although `pretrained`, or
             dropout is outside [0, 1).
         InputError: The weights are neither in timm's cache nor to be downloaded.
 
     Source: Wang et al., ECCV 2016, §3.1, average consensus; initial classifier and dropout as in
     MMAction2's tsn_imagenet-pretrained-r50_8xb32-1x1x8-100e_kinetics400-rgb.
     """
-    if not 0 <= dropout < 1:
-        raise UsageError(
-            f"dropout={dropout} is no rate: give a number from 0 up to, not including, 1."
-        )
+    rate("dropout", dropout)
+    if backbone == "googlenet":
+        net, num_features = _googlenet(pretrained=pretrained), 1024
+    else:
+        net = _timm_backbone(backbone, pretrained=pretrained)
+        num_features = net.head_hidden_size
+    return TSN(net, num_features=num_features, num_classes=num_classes, dropout=dropout)
+
+
+def _timm_backbone(name: str, *, pretrained: bool) -> Any:
     names, with_weights = timm.list_models(), timm.list_models(pretrained=True)
-    if backbone not in names and backbone not in with_weights:
-        near = get_close_matches(backbone, [*names, *with_weights], n=3)
+    if name not in names and name not in with_weights:
+        near = get_close_matches(name, [*names, *with_weights], n=3)
         hint = f"the nearest names are {', '.join(near)}" if near else "see timm.list_models()"
-        raise UsageError(f"timm has no image model named {backbone!r}: {hint}.")
-    if pretrained and not timm.models.is_model_pretrained(backbone):
+        raise UsageError(f"timm has no image model named {name!r}: {hint}.")
+    if pretrained and not timm.models.is_model_pretrained(name):
         raise UsageError(
-            f"timm has no weights for {backbone}: set pretrained=false or choose another backbone."
+            f"timm has no weights for {name}: set pretrained=false or choose another backbone."
         )
     try:
-        net: Any = timm.create_model(backbone, pretrained=pretrained, num_classes=0)
+        return timm.create_model(name, pretrained=pretrained, num_classes=0)
     except OSError as error:
         raise InputError(
-            f"The weights of {backbone} cannot be downloaded: check the connection, or set "
+            f"The weights of {name} cannot be downloaded: check the connection, or set "
             f"pretrained=false ({type(error).__name__})."
         ) from error
-    return TSN(net, num_features=net.head_hidden_size, num_classes=num_classes, dropout=dropout)
+
+
+def _googlenet(*, pretrained: bool) -> nn.Module:
+    """GoogLeNet (Inception v1), which timm lacks, from torchvision, without its side classifiers.
+
+    Source: Szegedy et al., CVPR 2015, §5, with batch normalisation.
+    """
+    if pretrained:
+        raise UsageError(
+            "timm has no weights for googlenet: set pretrained=false and give torchvision's file "
+            "as model.weights."
+        )
+    net = torchvision.models.googlenet(
+        weights=None, aux_logits=False, init_weights=True, transform_input=False
+    )
+    net.dropout = net.fc = nn.Identity()  # TSN has its own
+    return net

@@ -83,7 +83,8 @@ def fit(parts: Parts, config: TrainConfig, log: RunLog, world: World, *, last_st
                 parts.bad.agree(world)
             if logging:
                 mean_loss = float(distributed.mean(loss, world))
-                rate = parts.optimizer.param_groups[0]["lr"]
+                group = parts.optimizer.param_groups[0]
+                rate = group["lr"] / group["lr_scale"]
                 row = {"loss": mean_loss, "lr": rate, "grad_norm": finite(norm),
                        "bad_videos": len(parts.bad.found), **meter.speed()}  # fmt: skip
                 log.row("train", step=parts.step, epoch=epoch, **row)
@@ -226,9 +227,12 @@ def introduce(parts: Parts, config: TrainConfig, log: RunLog, world: World) -> N
     facts = provenance.record(world, seed=config.seed, data=parts.data_record)
     log.text("config", runlog.as_yaml(dataclasses.asdict(config)))
     earlier = log.folder / "run.json"
-    starts = json.loads(earlier.read_text("utf-8"))["starts"] if parts.step else []
+    before = json.loads(earlier.read_text("utf-8")) if parts.step else {}
     this = {"started": facts["started"], "command": facts["command"], "step": parts.step}
-    runlog.write_json(earlier, facts | {"starts": [*starts, this]})
+    weights = parts.started.record() if parts.started else before.get("weights")
+    runlog.write_json(
+        earlier, facts | {"weights": weights, "starts": [*before.get("starts", []), this]}
+    )
     inputs, plan = config.model.input, parts.plan
     size = sum(p.numel() for p in parts.model.parameters()) / 1e6
     log.say(
@@ -237,6 +241,9 @@ def introduce(parts: Parts, config: TrainConfig, log: RunLog, world: World) -> N
         f"and {len(parts.val.views.videos.videos)} val videos, {len(parts.class_names)} classes. "
         f"{world.size} x {world.device}, {config.precision.dtype}"
     )
+    if parts.started:
+        log.say("\n".join(parts.started.report.lines()))
+    describe_training(parts, config, log)
     if parts.step:
         log.say(f"going on from step {parts.step} of {plan.total_steps} in {log.folder}")
         return
@@ -250,6 +257,26 @@ def introduce(parts: Parts, config: TrainConfig, log: RunLog, world: World) -> N
     labels = [classification.describe(row, parts.class_names) for row in targets.cpu()]
     plot_clip_grid(pixels, labels, picture)
     log.picture("inputs", np.asarray(Image.open(picture).convert("RGB")), 0)
+
+
+def describe_training(parts: Parts, config: TrainConfig, log: RunLog) -> None:
+    """Says which part of the network is trained, and at which rate, where that is not plain."""
+    counts = {flag: sum(p.numel() for p in parts.model.parameters() if p.requires_grad is flag)
+              for flag in (True, False)}  # fmt: skip
+    if counts[False]:
+        origin = "" if config.model.weights else ", as model.build made them (no model.weights)"
+        log.say(f"finetune: {counts[True] / 1e6:.3g} M parameters are trained, "
+                f"{counts[False] / 1e6:.3g} M frozen{origin}")  # fmt: skip
+    loop, groups = config.train, parts.optimizer.param_groups
+    if loop.lr_batch is not None:
+        base = groups[0]["base_lr"] / groups[0]["lr_scale"]
+        log.say(
+            f"learning rate {base:.3g}: optimizer.lr={base * loop.lr_batch / loop.batch_size:.3g} "
+            f"is for batches of {loop.lr_batch} (train.lr_batch), here they are {loop.batch_size}"
+        )
+    scales = [group["lr_scale"] for group in groups]
+    if scales != [1.0] * len(groups):
+        log.say(f"finetune: layers learn at {min(scales):.3g} to {max(scales):g} times that rate")
 
 
 def summarise(parts: Parts, log: RunLog, *, seconds: float) -> None:
