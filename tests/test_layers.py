@@ -19,7 +19,7 @@ ROOMS = {"data", "models", "training"}
 MIDDLE = {"tasks", "export", "report", "benchmarking"}
 ABOVE = {
     "bad_videos", "build", "checkpoint", "composing", "evaluation", "finished", "parts",
-    "provenance", "runlog", "starting", "survey", "targets",
+    "provenance", "runlog", "sizes", "starting", "survey", "targets",
 }  # fmt: skip
 
 # Part of the package -> the other parts it may import. Every part may import itself and the

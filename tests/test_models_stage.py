@@ -15,6 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from vidtrain.models import counting
 from vidtrain.models.weights.cache import cache_path
+from vidtrain.report import model_pages as pages
 from vidtrain.stages import models as stage
 
 Cli = Callable[..., int]
@@ -65,9 +66,9 @@ def test_products_are_counted_and_attention_among_them(device: str) -> None:
 def printed(rows: list[dict[str, Any]], width: int, *, page: bool = False) -> list[str]:
     console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
     if page:
-        stage._print_page(console, rows[0])
+        pages.print_page(console, rows[0])
     else:
-        stage._print_table(console, rows)
+        pages.print_table(console, rows)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().splitlines()
 
@@ -168,7 +169,7 @@ def test_parts_are_named_within_their_part() -> None:
         "share": 0.25,
     }
     names = [("a", 0), ("a.blocks.0", 1), ("a.blocks.0.conv", 2), ("b", 0)]
-    stage._print_layers(console, [{**row, "name": name, "depth": depth} for name, depth in names])
+    pages._print_layers(console, [{**row, "name": name, "depth": depth} for name, depth in names])
     assert isinstance(console.file, io.StringIO)
     lines = console.file.getvalue().splitlines()[2:6]
     assert [line.split("Block")[0].rstrip() for line in lines] == [

@@ -6,6 +6,8 @@ from torch import nn
 
 from vidtrain.errors import InputError
 from vidtrain.models.c3d import c3d
+from vidtrain.models.mvit import mvit
+from vidtrain.models.mvit_v2 import mvit_v2
 from vidtrain.models.slow import slow
 from vidtrain.models.weights.loading import head_names, load_weights
 from vidtrain.models.weights.reshaping import reshaped
@@ -126,3 +128,22 @@ def test_relative_positions_are_resized_along_their_axis() -> None:
     assert fitted is not None
     assert fitted[0].shape == (13, 2)
     assert (fitted[0][1:, 0] >= fitted[0][:-1, 0]).all()
+
+
+@pytest.mark.parametrize("family", ["mvit", "mvit_v2"])
+def test_a_transformer_takes_weights_of_another_clip_size(family: str) -> None:
+    build = {"mvit": mvit, "mvit_v2": mvit_v2}[family]
+    torch.manual_seed(0)
+    given = build(4, num_frames=4, crop_size=64, drop_path=0.0).eval()
+    net = build(4, num_frames=8, crop_size=96, drop_path=0.0).eval()
+    report = load(net, given.state_dict(), keep_head=True)
+    assert report.matched == report.total
+    assert report.reshaped
+    assert all("position" in words for words in report.reshaped)
+    assert net(torch.randn(1, 3, 8, 96, 96)).isfinite().all()
+    # Sizes that agree leave nothing to fit.
+    again = build(4, num_frames=4, crop_size=64, drop_path=0.0).eval()
+    assert not load(again, given.state_dict()).reshaped
+    clip = torch.randn(1, 3, 4, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(again(clip), given(clip))
