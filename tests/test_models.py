@@ -2,24 +2,27 @@
 
 import re
 
-import huggingface_hub
 import numpy as np
 import pytest
+import timm
 import torch
+from omegaconf import OmegaConf
 from pytorchvideo.models import hub
 from test_zoo import NAMES, node_of
 from torch import nn
 
-from vidtrain.errors import InputError, UsageError
+from vidtrain.config_model import InputConfig
+from vidtrain.errors import UsageError
 from vidtrain.models.c3d import c3d
 from vidtrain.models.mend import GlobalMean, mend
 from vidtrain.models.tsn import tsn
+from vidtrain.models.weights.loading import load_weights
 from vidtrain.targets import component
 
 INPUT = ["num_frames", "sampling_rate", "crop_size", "short_side", "eval_crop_size",
          "eval_short_side", "mean", "std"]  # fmt: skip
 PUBLISHED = {"dataset", "top1", "top5", "views", "url", "sha256", "num_classes", "source",
-             "licence"}  # fmt: skip
+             "licence", "note"}  # fmt: skip
 
 
 def meta(name):
@@ -52,6 +55,38 @@ def test_published_results_are_whole(name):
         url, digest = entry.get("url"), entry.get("sha256")
         assert url is None or re.match(r"https://[\w.-]+/\S+$|hf:[\w.-]+/[\w.-]+", url)
         assert digest is None or re.fullmatch("[0-9a-f]{8,64}", digest)
+
+
+def test_what_notes_say_can_be_set():
+    notes = [entry["note"] for name in NAMES for entry in node_of(name).get("published") or []
+             if entry.get("note")]  # fmt: skip
+    given = [note.partition(";")[0].split()[1:] for note in notes if note.startswith("set ")]
+    assert len(given) > 20
+    for settings in given:
+        spec = [text.removeprefix("model.input.") for text in settings if "model.input." in text]
+        OmegaConf.merge(OmegaConf.structured(InputConfig), OmegaConf.from_dotlist(spec))
+        others = {text for text in settings if not text.startswith("model.input.")}
+        assert others <= {"clip_sampler=tsn"}
+        assert not others or "sampling_rate=1" in spec
+
+
+IMAGES = [(name, entry) for name in NAMES for entry in node_of(name).get("published") or []
+          if (entry["url"] or "").startswith("hf:timm/")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "entry"), IMAGES, ids=[name for name, _ in IMAGES])
+def test_image_weights_fit_their_network(name, entry):
+    repo = entry["url"].removeprefix("hf:")
+    published = timm.get_pretrained_cfg(node_of(name)["build"].get("backbone", repo[5:]))
+    assert published is not None
+    assert (published.hf_hub_id, published.num_classes) == (repo, entry["num_classes"])
+    assert published.license == entry["licence"].lower()
+    with torch.device("meta"):
+        state = timm.create_model(repo.removeprefix("timm/"), pretrained=False).state_dict()
+        report = load_weights(meta(name), state, origin="x", keep_head=False)
+    assert all(".nonlocal_block." in key for key in report.missing)
+    assert bool(report.missing) == ("_nl" in name) and not report.unexpected
+    assert report.head == "head replaced by a new one of 7 classes"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -121,19 +156,9 @@ def test_tsn_takes_backbones_of_any_feature_length(backbone):
 
 
 def test_tsn_names_the_nearest_backbones():
-    with pytest.raises(UsageError, match=r"'resnt50': the nearest names are .*\bresnet50\b"):
+    with pytest.raises(UsageError, match=r"'resnt50'; did you mean .*\bresnet50\b"):
         tsn(5, backbone="resnt50")
     with pytest.raises(UsageError, match=r"no image model named 'resnet50\.bogus'"):
         tsn(5, backbone="resnet50.bogus")
-
-
-def test_tsn_refuses_weights_that_do_not_exist():
-    with pytest.raises(UsageError, match="no weights for resnet50t"):
-        tsn(5, backbone="resnet50t", pretrained=True)
-
-
-def test_tsn_says_that_weights_could_not_be_had(monkeypatch, tmp_path):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(InputError, match="weights of resnet18 cannot be downloaded"):
-        tsn(5, backbone="resnet18", pretrained=True)
+    with pytest.raises(UsageError, match=r"'zzzzzzzzz'; see timm\.list_models"):
+        tsn(5, backbone="zzzzzzzzz")

@@ -260,7 +260,7 @@ def test_csn_has_the_parameters_that_mmaction2_prints(
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_torchvision_entries_are_those_of_its_weights(name: str) -> None:
     model, weights = load(name), TORCHVISION[name][1]
-    [entry] = model["published"]
+    entry = model["published"][0]
     assert entry["url"] == weights.url
     assert weights.url.endswith(f"-{entry['sha256']}.pth")
     figures = weights.meta["_metrics"]["Kinetics-400"]

@@ -92,7 +92,7 @@ PUBLISHED = """
 published:
   - {dataset: K400, top1: 71.5, top5: 89.25, views: 10 x 3, url: "https://w.org/k/a.pth",
      num_classes: 7, source: the paper of a group with a very long name, licence: MIT}
-  - {dataset: SSv2, top1: 33, source: another paper}
+  - {dataset: SSv2, top1: 33, source: another paper, note: set model.input.num_frames=16}
 """
 
 
@@ -119,6 +119,7 @@ def test_json_has_everything(listed: Any, mine: Path) -> None:
     kinetics, something = row["published"]
     assert kinetics["top5"] == 89.25 and kinetics["licence"] == "MIT" and not kinetics["cached"]
     assert something["url"] is None and something["cached"] is None
+    assert (kinetics["note"], something["note"]) == (None, "set model.input.num_frames=16")
     assert "layers" not in row
 
     path = cache_path("https://w.org/k/a.pth")
@@ -153,8 +154,10 @@ def test_a_page_on_one_model(
     assert "mine_too" not in text
     for fact in ("https://w.org/k/a.pth (not on this machine)", "no file is published", "num_fram",
                  "none is published", "top-1 71.50, top-5 89.25, 10 x 3 views", "MIT", "Conv3d",
-                 "BatchNorm3d", "top-1 33.00, top-5 ?, unknown views"):  # fmt: skip
+                 "BatchNorm3d", "top-1 33.00, top-5 ?, unknown views",
+                 f"{'note':16} set model.input.num_frames=16"):  # fmt: skip
         assert fact in text, fact
+    assert text.count("  note ") == 1
     lines = printed(listed("mine", "--config-dir", str(mine), "--detail"), 80, page=True)
     assert max(map(len, lines)) <= 80
 

@@ -67,7 +67,7 @@ def test_another_number_of_classes_takes_a_new_head(
                f"model.weights={source}")  # fmt: skip
     assert code == 1
     assert "does not fill the network: head replaced" in capsys.readouterr().err
-    assert not list(Path("runs").glob("*-weights"))
+    assert not list(Path("runs").glob("tiny-*"))
 
 
 def test_weights_are_evaluated_and_exported_without_a_run(
@@ -78,11 +78,11 @@ def test_weights_are_evaluated_and_exported_without_a_run(
     assert cli("eval", *words) == 0
     assert cli("eval", "run=runs/source", "checkpoint=last", "data.num_workers=0") == 0
     found = [json.loads(Path(f"runs/{name}/eval/results.json").read_text())
-             for name in ("tiny-folder-weights", "source")]  # fmt: skip
+             for name in ("tiny-folder-runs-source-checkpoints-last.pt", "source")]  # fmt: skip
     assert found[0]["loss"] == found[1]["loss"]
     assert found[0]["checkpoint"] == str(source)
     assert cli("export", *words, "format=torch_export", "num_videos=2") == 0
-    assert Path("runs/tiny-folder-weights/export/model.pt2").is_file()
+    assert Path("runs/tiny-folder-runs-source-checkpoints-last.pt/export/model.pt2").is_file()
 
 
 @pytest.mark.parametrize(
@@ -101,3 +101,38 @@ def test_wrong_weights_are_refused_before_any_work(
     assert cli("train", *SMALL, f"data.root={class_folders}", f"model.weights={weights}") == code
     assert message in capsys.readouterr().err
     assert not Path("runs").exists()
+
+
+def test_weights_beside_a_run_are_not_ignored(
+    cli: Cli, source: Path, class_folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli("eval", "run=runs/source", "model.weights=nowhere.pth") == 2
+    assert "run=FOLDER takes the run's own" in capsys.readouterr().err
+    words = (*TINY, "data=folder", f"data.root={class_folders}", f"model.weights={source}")
+    assert cli("eval", "run=runs/source", *words) == 2
+    assert "whose results would be overwritten" in capsys.readouterr().err
+    assert not Path("runs/source/eval").exists()
+
+
+def test_what_weights_do_not_hold_is_not_frozen(
+    cli: Cli, source: Path, class_folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = checkpoint.load(source)
+    first = next(key for key in state["model"] if key.endswith("bias"))
+    torch.save({key: value for key, value in state["model"].items() if key != first}, "some.pt")
+    words = ("train", *SMALL, f"data.root={class_folders}", "model.weights=some.pt", "name=frozen",
+             "train.max_steps=1")  # fmt: skip
+    assert cli(*words, "finetune=frozen_backbone") == 2
+    assert f"such as {first}: they would stay random" in capsys.readouterr().err
+    assert cli(*words) == 0
+
+
+def test_a_checkpoint_of_another_builder_is_refused(
+    cli: Cli, source: Path, class_folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = checkpoint.load(source)
+    state["config"]["model"]["build"]["_target_"] = "vidtrain.models.tsm.tsm"
+    checkpoint.save(Path("other.pt"), state)
+    code = cli("train", *SMALL, f"data.root={class_folders}", "model.weights=other.pt")
+    assert code == 1
+    assert "was trained with vidtrain.models.tsm.tsm" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from torch import nn
 
 from vidtrain.errors import InputError
 from vidtrain.models.weights.reading import read_weights
+from vidtrain.models.weights.restricted_pickle import Ignored
 from vidtrain.models.weights.restricted_pickle import load as load_pickle
 
 
@@ -57,11 +58,98 @@ def test_code_in_a_file_does_not_run(tmp_path: Path, kind: str) -> None:
         (b"ccodecs\nopen\n.", "codecs.open"),
         (b"c_codecs\nencode\n(Vx\nVrot13\ntR.", "the text encoding rot13"),
         (b"cnumpy.core.multiarray\n_reconstruct\n(N}Vfunction\nNstb.", "in order to change it"),
+        (b"ccollections\nOrderedDict\n}Vx\nNsb.", "in order to change it"),
+        (b"\x80\x02\x82\x01.", "an object of the number 1"),
+        (b"c" + b"m" * 10**5 + b"\nx\n.", "wants to import m{60}$"),
     ],
 )
 def test_a_pickle_gets_nothing_but_stand_ins(body: bytes, wanted: str) -> None:
     with pytest.raises(pickle.UnpicklingError, match=wanted.replace(".", r"\.")):
         load_pickle(io.BytesIO(body))
+
+
+NEST = b")" + b"2\x86" * 16  # ((..), (..)), of 2^16 tuples to hash and to print
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"}" + NEST + b"Ns.",
+        b"}(" + NEST + b"Nu.",
+        b"(" + NEST + b"Nd.",
+        b"ccollections\nOrderedDict\n]" + NEST + b"N\x86a\x85R.",
+        b"ccollections\nOrderedDict\n]" + NEST + b"N\x86a\x85R" + NEST + b"Ns.",
+        b"(]" + NEST + b"N\x86aicollections\nOrderedDict\n.",
+        b"}\x8a\x09" + bytes(8) + b"\x01Ns.",
+        b"}G" + bytes(8) + b"Ns.",
+    ],
+)
+def test_keys_that_take_long_to_hash(body: bytes) -> None:
+    with pytest.raises(pickle.UnpicklingError, match="a key of a dict is a"):
+        load_pickle(io.BytesIO(b"\x80\x02" + body))
+
+
+def test_what_is_not_text_is_not_printed() -> None:
+    body = b"c_codecs\nencode\n(Vx\n" + NEST + b"tR."
+    with pytest.raises(pickle.UnpicklingError, match=r"the text encoding tuple$"):
+        load_pickle(io.BytesIO(b"\x80\x02" + body))
+    assert load_pickle(io.BytesIO(b"\x80\x02cnumpy\ndtype\n" + NEST + b"\x85R.")).text == ""
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\x8f(" + NEST + b"\x90.",
+        b"(" + NEST + b"\x91.",
+        b"cbuiltins\nset\n]" + NEST + b"a\x85R.",
+        b"c__builtin__\nfrozenset\n]" + NEST + b"a\x85R.",
+    ],
+)
+def test_sets_are_left_out(body: bytes) -> None:
+    assert isinstance(load_pickle(io.BytesIO(b"\x80\x04" + body)), Ignored)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"}r" + struct.pack("<I", 10**6) + b".", "a value 1000000 in a file of 9 bytes"),
+        (b"}p1000000\n.", "a value 1000000 in a file of 13 bytes"),
+        (b"B" + struct.pack("<I", 10**6) + b"x.", "claims 1000000 bytes of a file of 9"),
+        (b"\x96" + struct.pack("<Q", 10**6) + b"x.", "claims 1000000 bytes of a file of 13"),
+        (b"\x95" + struct.pack("<Q", 10**6) + b"}.", "claims 1000000 bytes of a file of 13"),
+        (b"c_codecs\nencode\nq\x00Vlatin1\nq\x01V" + b"x" * 500 + b"\nq\x02"
+         + b"h\x00h\x02h\x01\x86R" * 40 + b".", "arrays claim more bytes than it holds"),
+        (b"}\xff.", "there is no instruction 255"),
+    ],
+)  # fmt: skip
+def test_a_small_pickle_takes_little_memory(tmp_path: Path, body: bytes, reason: str) -> None:
+    path = tmp_path / "file.pkl"
+    path.write_bytes(b"\x80\x02" + body)
+    with pytest.raises(InputError, match=rf"file\.pkl is damaged or cut short \(.*{reason}"):
+        read_weights(path)
+
+
+def test_arrays_of_the_same_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "file.pkl"
+    dtype, raw = b"cnumpy\ndtype\n(Vu1\ntR", b"B" + struct.pack("<I", 9999) + bytes(9999) + b"q\x01"
+    array = b"cnumpy.core.numeric\n_frombuffer\n(h\x01" + dtype + b"M\x0f\x27\x85VC\ntR"
+    start = b"\x80\x02}" + raw + b"0Va\n" + array
+    path.write_bytes(start + b"sVb\n" + array + b"s.")
+    with pytest.raises(InputError, match=r"its arrays claim more bytes than the \d+ it has"):
+        read_weights(path)
+    path.write_bytes(start + b"q\x02sVb\nh\x02s.")  # one array of two names
+    found = read_weights(path)
+    assert found["a"].data_ptr() == found["b"].data_ptr() and len(found["a"]) == 9999
+
+
+def test_long_keys_are_cut(tmp_path: Path) -> None:
+    path = tmp_path / "file.pth"
+    torch.save({"k" * 10**5: torch.zeros(1).expand(9)}, path)
+    with pytest.raises(InputError, match=r"its tensor 'k{60}' shows"):
+        read_weights(path)
+    torch.save({"k" * 10**5: 1, 7: 1, ("a", "b"): 2}, path)
+    with pytest.raises(InputError, match=r"a dict with the keys k{60}, 7, tuple; save"):
+        read_weights(path)
 
 
 def test_a_whole_model_is_named(tmp_path: Path) -> None:

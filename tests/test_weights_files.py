@@ -282,8 +282,8 @@ def test_what_the_hub_states_is_checked(hub: Site) -> None:
     with pytest.raises(InputError, match=f"expected sha256 {'1' * 64}, found {DIGEST}; it has"):
         get("hf:org/liar")
     assert cached("hf:org/liar") is None
-    with pytest.raises(InputError, match="expected sha256 abcd, found"):
-        get("published", Published("K400", "hf:org/repo", "abcd"))
+    with pytest.raises(InputError, match="expected sha256 abcdabcd, found"):
+        get("published", Published("K400", "hf:org/repo", "abcdabcd"))
 
 
 def test_the_hub_without_network(hub: Site, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,13 @@ import torch
 from torch import nn
 
 from vidtrain.errors import InputError
+from vidtrain.models import anatomy
 from vidtrain.models.c3d import c3d
 from vidtrain.models.mvit import mvit
 from vidtrain.models.mvit_v2 import mvit_v2
 from vidtrain.models.slow import slow
-from vidtrain.models.weights.loading import head_names, load_weights
+from vidtrain.models.tsn import tsn
+from vidtrain.models.weights.loading import load_weights
 from vidtrain.models.weights.reshaping import reshaped
 from vidtrain.models.x3d import x3d
 
@@ -30,7 +32,7 @@ def test_the_same_network_is_taken_over_wholly() -> None:
 
 def test_another_number_of_classes_replaces_the_head_and_nothing_else() -> None:
     given, net = c3d(num_classes=4), c3d(num_classes=7)
-    fresh = {key: net.state_dict()[key].clone() for key in head_names(net)}
+    fresh = {key: net.state_dict()[key].clone() for key in anatomy.head(net)}
     report = load(net, given.state_dict())
     assert report.head == "head replaced by a new one of 7 classes"
     assert report.matched == report.total
@@ -67,6 +69,26 @@ def test_another_family_is_refused_and_named() -> None:
     assert all(torch.equal(tensor, before[key]) for key, tensor in net.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("small", "large"),
+    [
+        (lambda: tsn(4, backbone="resnet18"), lambda: tsn(4, backbone="resnet34")),
+        (lambda: x3d(4, version="s"), lambda: x3d(4, version="l")),
+    ],
+)
+@pytest.mark.parametrize("keep_head", [True, False])
+def test_a_deeper_network_of_the_family_is_refused(small, large, keep_head: bool) -> None:
+    with pytest.raises(InputError, match="of a larger network of this family"):
+        load(small(), large().state_dict(), keep_head=keep_head)
+
+
+def test_much_that_has_no_place_is_refused_where_nothing_is_trained() -> None:
+    state = c3d(num_classes=4).state_dict() | {"predictor.weight": torch.zeros(400, 400)}
+    assert load(c3d(num_classes=4), state).unexpected == ("predictor.weight",)
+    with pytest.raises(InputError, match=r"% of its numbers have no place .* predictor\.weight"):
+        load(c3d(num_classes=4), state, keep_head=True)
+
+
 def test_kernels_of_images_are_inflated() -> None:
     torch.manual_seed(0)
     flat, deep = nn.Conv2d(3, 4, 3, padding=1), nn.Conv3d(3, 4, (5, 3, 3), padding=(0, 1, 1))
@@ -93,6 +115,7 @@ def test_axes_of_one_come_and_go() -> None:
         ((8, 14, 14), (8, 7, 7), "8x14x14 to 8x7x7"),
         ((1, 14, 14), (1, 16, 16), "1x14x14 to 1x16x16"),
         ((8, 1, 1), (4, 1, 1), "8x1x1 to 4x1x1"),
+        ((16, 14, 14), (8, 7, 7), "16x14x14 to 8x7x7"),
     ],
 )
 @pytest.mark.parametrize("class_token", [0, 1])

@@ -13,6 +13,7 @@ from torch import nn
 from vidtrain.errors import InputError
 from vidtrain.export.formats import FORMATS
 from vidtrain.export.parity import compare, parity_batches
+from vidtrain.models import anatomy
 from vidtrain.targets import component
 
 CONF = REPO / "conf" / "model"
@@ -23,6 +24,13 @@ SMALL = {
     "timesformer": (2, 32), "tsn_inception_v3": (2, 96), "tsn_timm": (2, 64), "uniformer": (4, 64),
 }  # fmt: skip
 LARGE = 70e6  # parameters; what is above is left to `make test-all`
+# Left out of the export tests: like another one that is there, but deeper or wider.
+LIKE_ANOTHER = {
+    "hiera_base_plus", "hiera_large", "i3d_nl10_resnet101", "i3d_nl5_resnet101", "i3d_resnet101",
+    "mvit_base_32x3", "mvit_v2_b", "slowfast_r101", "swin3d_b", "swin3d_s", "tsn_resnet101",
+    "tsn_resnet152", "tsn_resnet34", "tsn_resnet50", "uniformer_b", "uniformer_b_32x4",
+    "videomae_b", "videomae_l", "x3d_l", "x3d_m", "x3d_xs", "slow_4x16_r50",
+}  # fmt: skip
 # Formats that a model cannot be written in, with what the exporter says.
 CANNOT = {("hiera_huge", "onnx"): "one ONNX file holds 2 GiB at most"}
 
@@ -98,12 +106,14 @@ def test_a_step_lowers_the_loss_and_weights_make_the_round_trip(name: str) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "torch_export"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted(set(NAMES) - LIKE_ANOTHER))
 def test_every_model_is_exported_or_says_why_not(name: str, format: str, tmp_path: Path) -> None:
     net, clips = small(name)
     net.train()
-    with torch.no_grad():  # norms get statistics that are not those of a fresh network
+    with torch.no_grad():  # statistics and a classifier that are not those of a fresh network
         net(clips)
+        for key in anatomy.head(net):
+            nn.init.normal_(net.get_parameter(key), std=0.1)
     net.eval()
     path, chosen = tmp_path / f"model{FORMATS[format].suffix}", FORMATS[format]
     if (name, format) in CANNOT:

@@ -20,14 +20,14 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 from vidtrain.config import SCHEMAS, RunConfig
 from vidtrain.errors import InputError, UsageError, did_you_mean
 
-# What a later stage takes over from the config of the run it starts from.
 FLAGS_WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp",
                     "--package", "-p", "--cfg", "-c", "--info", "-i")  # fmt: skip
 # Settings that hold one path each, and the characters that Hydra would take for its own grammar.
 PATHS = ("run", "runs", "checkpoint", "output", "files", "sums", "data.root", "data.classes",
          "data.index", "data.prepared", "data.quarantine")  # fmt: skip
 # An address may hold these; with a comma in it, several weights are swept over.
-QUOTED = {**dict.fromkeys(PATHS, "=#,()[]{}"), "model.weights": "=#"}
+QUOTED = {**dict.fromkeys(PATHS, "=#,()[]{}~&"), "model.weights": "=#()[]{}~&"}
+# What a later stage takes over from the config of the run it starts from.
 RECORDED = ("data", "clip_sampler", "model", "precision", "eval")
 
 
@@ -156,9 +156,12 @@ def _record_run(stage: str, overrides: list[str]) -> list[str]:
     values = dict(o.split("=", 1) for o in overrides if "=" in o and not o.startswith("-"))
     folder = values.get("run")
     if {"model", "model.weights", "data"} <= values.keys() and "checkpoint" not in values:
-        name = f"{Path(values['model']).name}-{values['data']}-weights"
-        given = [] if folder else [f"run=runs/{name}"]
-        return [*overrides, *given, "checkpoint=weights"]
+        return [*overrides, *_folder_of_weights(values), "checkpoint=weights"]
+    if "model.weights" in values:
+        raise UsageError(
+            f"model.weights is what a training starts from, and vidtrain {stage} run=FOLDER takes "
+            "the run's own; leave it out, or give model=, model.weights= and data= without run="
+        )
     if folder is None:
         there = sorted(p.parent for p in Path("runs").glob("*/config.yaml"))
         hint = f"; here are {', '.join(map(str, there))}" if there else ""
@@ -184,6 +187,19 @@ def _record_run(stage: str, overrides: list[str]) -> list[str]:
     # A model's YAML brings a clip sampler, which can be overridden; a run's config is plain values.
     adds = "+clip_sampler=" if "model" not in values else "clip_sampler="
     return [re.sub(r"^clip_sampler=", adds, override) for override in overrides]
+
+
+def _folder_of_weights(values: dict[str, str]) -> list[str]:
+    """Returns the override for the folder that results of weights without a run go to."""
+    if "run" not in values:
+        weights = re.sub(r"[^\w.]+", "-", values["model.weights"]).strip("-")[-60:]
+        return [f"run=runs/{Path(values['model']).name}-{values['data']}-{weights}"]
+    if (Path(values["run"].strip("'\"")) / "config.yaml").exists():
+        raise UsageError(
+            f"run={values['run']} is the folder of a run, whose results would be overwritten; "
+            "leave it out, or name a new folder for what comes of model.weights"
+        )
+    return []
 
 
 def explain(error: Exception, stage: str, overrides: list[str], conf: Path) -> str:

@@ -52,6 +52,7 @@ class PublishedConfig:
         num_classes: Classes of the file's head.
         source: Where the figures and the file come from.
         licence: Licence of the weights; null: not stated.
+        note: What must be set for the figures to come out, or why they do not; null: nothing.
     """
 
     dataset: str = MISSING
@@ -63,6 +64,7 @@ class PublishedConfig:
     num_classes: int = 400
     source: str = MISSING
     licence: str | None = None
+    note: str | None = None
 
 
 @dataclass

@@ -9,7 +9,7 @@ from vidtrain import build, checkpoint, distributed, runlog
 from vidtrain.config import ExportConfig, RunConfig
 from vidtrain.distributed import World
 from vidtrain.errors import InputError, UsageError
-from vidtrain.starting import start_from
+from vidtrain.starting import Started, start_from
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,15 @@ class Finished:
         step: Optimizer steps that the weights have had.
         model: The network in eval mode, on its device: the averaged weights if the run has them.
         class_names: Names by label, as the run was trained.
+        started: Weights that were taken as they are, without a run.
     """
 
     folder: Path
-    checkpoint: Path
+    checkpoint: str
     step: int
     model: nn.Module
     class_names: tuple[str, ...]
+    started: Started | None = None
 
 
 def open_run(config: RunConfig, world: World) -> Finished:
@@ -59,7 +61,7 @@ def _from_run(config: RunConfig) -> Finished:
             "leave the run's model as it is"
         ) from error
     return Finished(
-        folder=folder, checkpoint=path, step=state["step"], model=model, class_names=names
+        folder=folder, checkpoint=str(path), step=state["step"], model=model, class_names=names
     )
 
 
@@ -71,8 +73,8 @@ def _from_weights(config: RunConfig, world: World) -> Finished:
     if started is None:
         raise UsageError("checkpoint=weights needs model.weights=published, a file, or an address")
     if world.is_main:
-        runlog.console.print("\n".join(started.report.lines()), markup=False, highlight=False)
+        runlog.console.print("\n".join(started.lines()), markup=False, highlight=False)
     return Finished(
-        folder=Path(config.run), checkpoint=Path(started.report.origin), step=0, model=model,
-        class_names=names,
+        folder=Path(config.run), checkpoint=started.report.origin, step=0, model=model,
+        class_names=names, started=started,
     )  # fmt: skip

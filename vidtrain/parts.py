@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -117,6 +117,8 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
     started = None if resuming else start_from(config.model, model, world)
     model = model.to(world.device)
     lr_scales = build.finetune(config.finetune, model)
+    if started is not None:
+        refuse_frozen_noise(started.report.missing, model)
     optimizer = build.optimizer(config.optimizer, model, config.train, lr_scales=lr_scales)
     schedule = prepared(
         config.schedule, "schedule", 0,
@@ -144,6 +146,26 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
         prepared=prepared_record(prepared_in) if prepared_in is not None else None,
         started=started,
     )
+
+
+def refuse_frozen_noise(missing: Sequence[str], model: nn.Module) -> None:
+    """Refuses to freeze what the weights did not fill: it would stay random for ever.
+
+    Args:
+        missing: Tensors of the network that were not in the weights.
+        model: The network, frozen in part.
+
+    Raises:
+        UsageError: A parameter is missing and frozen.
+    """
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    noise = [name for name in missing if not trained.get(name, True)]
+    if noise:
+        raise UsageError(
+            f"finetune freezes {len(noise)} parameters that model.weights does not hold, such as "
+            f"{noise[0]}: they would stay random; raise finetune.train_layers until they are "
+            "trained"
+        )
 
 
 def build_data(config: TrainConfig, world: World) -> tuple[TrainClips, EvalLoader]:

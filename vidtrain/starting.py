@@ -4,13 +4,14 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from vidtrain import distributed, runlog
 from vidtrain.config_model import ModelConfig
 from vidtrain.distributed import World
-from vidtrain.errors import UsageError
-from vidtrain.models.weights.fetching import FORMS, Published, fetch
+from vidtrain.errors import InputError, UsageError
+from vidtrain.models.weights.fetching import FORMS, Fetched, Published, fetch
 from vidtrain.models.weights.loading import LoadReport, load_weights
 from vidtrain.models.weights.reading import read_weights
 
@@ -20,22 +21,22 @@ class Started:
     """What a network started from.
 
     Attributes:
-        weights: The value of model.weights.
         sha256: Digest of the file.
         report: What of it the network took.
+        note: What has to be set for the published figure to come out, or None.
     """
 
-    weights: str
     sha256: str
     report: LoadReport
+    note: str | None
+
+    def lines(self) -> list[str]:
+        """Returns what is told of it, as lines for a person."""
+        return [*self.report.lines(), *([f"  note: {self.note}"] if self.note else [])]
 
     def record(self) -> dict[str, Any]:
         """Returns the facts for run.json."""
-        return {
-            "weights": self.weights,
-            "sha256": self.sha256,
-            **dataclasses.asdict(self.report),
-        }
+        return {"sha256": self.sha256, **dataclasses.asdict(self.report)}
 
 
 def start_from(
@@ -59,19 +60,41 @@ def start_from(
     if not weights.strip():
         raise UsageError(f"model.weights is empty; give {FORMS}, or null")
     published = [
-        Published(dataset=entry.dataset, url=entry.url, sha256=entry.sha256,
-                  num_classes=entry.num_classes)
+        Published(dataset=entry.dataset, url=entry.url, sha256=entry.sha256)
         for entry in config.published
-    ]  # fmt: skip
+    ]
 
-    def get() -> Any:
-        return fetch(weights, published=published, say=_say)
+    def get() -> Fetched:
+        return fetch(weights, published=published, say=_say if world.is_main else _nothing)
 
-    distributed.together(get, world)
-    found = get()
+    first = distributed.together(get, world)
+    found = first if world.is_main else get()
     state = read_weights(found.path)
+    _check_builder(found, str(config.build["_target_"]))
     report = load_weights(network, state, origin=found.origin, keep_head=keep_head)
-    return Started(weights=weights, sha256=found.sha256, report=report)
+    note = next((entry.note for entry in config.published if entry.url == found.origin), None)
+    return Started(sha256=found.sha256, report=report, note=note)
+
+
+def _check_builder(found: Fetched, target: str) -> None:
+    """Refuses a checkpoint of ours from another builder, where names alone would not tell.
+
+    TSN and TSM, for one, have the same tensors and compute something else with them.
+    """
+    try:
+        state = torch.load(found.path, map_location="meta", weights_only=True, mmap=True)
+        made_by = str(state["config"]["model"]["build"]["_target_"])
+    except Exception:  # a file of somebody else, which has been read by its own means
+        return
+    if made_by != target:
+        raise InputError(
+            f"{found.origin} was trained with {made_by}, and this model is built by {target}; "
+            "choose the model that it was made with"
+        )
+
+
+def _nothing(text: str) -> None:
+    """Says nothing: rank 0 has said it."""
 
 
 def _say(text: str) -> None:

@@ -7,7 +7,6 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 
-from vidtrain.errors import UsageError
 from vidtrain.models.arguments import choose, rate
 from vidtrain.models.clip_size import fix_clip_size
 
@@ -57,25 +56,6 @@ def vit(version: str) -> dict[str, int]:
     """
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     return dict(zip(names, choose("version", version, SIZES), strict=True))
-
-
-def check_tiles(family: str, *, num_frames: int, crop_size: int, tubelet: int = 2) -> None:
-    """Refuses clips that patches do not tile.
-
-    Args:
-        family: Name of the network in the message.
-        num_frames: Length of the clips.
-        crop_size: Height and width of the clips in pixels.
-        tubelet: Frames of a patch.
-
-    Raises:
-        UsageError: Patches of tubelet x 16 x 16 do not tile clips of that size.
-    """
-    if num_frames <= 0 or num_frames % tubelet or crop_size <= 0 or crop_size % PATCH:
-        raise UsageError(
-            f"{family} cannot be built for clips of {num_frames} frames at {crop_size} pixels: "
-            f"set num_frames to a multiple of {tubelet} and crop_size to a multiple of {PATCH}."
-        )
 
 
 def drop_paths(layers: nn.ModuleList, *, highest: float, branches: Sequence[str]) -> None:

@@ -3,7 +3,8 @@
 from torch import nn
 from transformers import TimesformerConfig, TimesformerForVideoClassification
 
-from vidtrain.models.huggingface import PATCH, check_tiles, drop_paths, on_clips, vit
+from vidtrain.models.clip_size import tiled
+from vidtrain.models.huggingface import PATCH, drop_paths, on_clips, vit
 
 
 def timesformer(
@@ -34,7 +35,7 @@ def timesformer(
     Source: Bertasius et al., ICML 2021, §3; facebookresearch/TimeSformer,
     timesformer/models/vit.py (drop path).
     """
-    check_tiles("TimeSformer", num_frames=num_frames, crop_size=crop_size, tubelet=1)
+    tiled("TimeSformer", num_frames=num_frames, crop_size=crop_size, frames_by=1, pixels_by=PATCH)
     net = TimesformerForVideoClassification(
         TimesformerConfig(
             **vit(version),

@@ -17,9 +17,7 @@ class _Clip:
     num_frames = 1
 
 
-def tsm(
-    num_classes: int, *, shift_div: int = 8, dropout: float = 0.5, pretrained: bool = False
-) -> nn.Module:
+def tsm(num_classes: int, *, shift_div: int = 8, dropout: float = 0.5) -> nn.Module:
     """Builds TSM on timm's ResNet-50, for any number of segments.
 
     The state_dict keys are those of TSN on the same backbone: the shift has no weights.
@@ -28,11 +26,9 @@ def tsm(
         num_classes: Number of logits.
         shift_div: Of so many channels one goes to the frame before and one to the frame after.
         dropout: Rate before the classifier.
-        pretrained: Downloads timm's image weights for the backbone.
 
     Raises:
         UsageError: A shift_div below 2, or a dropout outside [0, 1).
-        InputError: The weights are neither in timm's cache nor to be downloaded.
 
     Source: Lin et al., ICCV 2019, §3 and §4.1: shift inside the residual branch of every block;
     initial classifier and dropout as in MMAction2's
@@ -40,7 +36,7 @@ def tsm(
     """
     if shift_div < 2:
         raise UsageError(f"shift_div={shift_div} leaves no channel in its frame: set 2 or more.")
-    net: Any = tsn(num_classes, backbone="resnet50", dropout=dropout, pretrained=pretrained)
+    net: Any = tsn(num_classes, backbone="resnet50", dropout=dropout)
     nn.init.normal_(net.head.weight, std=0.001)
     clip = _Clip()
     net.register_forward_pre_hook(partial(_note_length, clip=clip))

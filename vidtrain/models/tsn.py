@@ -1,6 +1,5 @@
 """Temporal Segment Network: an image backbone over frames spread over the whole video."""
 
-from difflib import get_close_matches
 from typing import Any
 
 import timm
@@ -8,7 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
-from vidtrain.errors import InputError, UsageError
+from vidtrain.errors import UsageError, did_you_mean
 from vidtrain.models.arguments import rate
 
 
@@ -40,9 +39,7 @@ class TSN(nn.Module):
         return scores.reshape(batch, num_segments, -1).mean(1)
 
 
-def tsn(
-    num_classes: int, *, backbone: str, dropout: float = 0.4, pretrained: bool = False
-) -> nn.Module:
+def tsn(num_classes: int, *, backbone: str, dropout: float = 0.4) -> nn.Module:
     """Builds a TSN on an image backbone, for any number of segments.
 
     Args:
@@ -50,54 +47,35 @@ def tsn(
         backbone: Name of a timm model, with or without a weight tag (resnet50,
             resnet50.a1_in1k), or googlenet. Transformers take the one crop size of their name.
         dropout: Rate before the classifier.
-        pretrained: Downloads timm's weights for the backbone; otherwise it starts at random.
 
     Raises:
-        UsageError: There is no such model, or no weights for it although `pretrained`, or
-            dropout is outside [0, 1).
-        InputError: The weights are neither in timm's cache nor to be downloaded.
+        UsageError: There is no such model, or dropout is outside [0, 1).
 
     Source: Wang et al., ECCV 2016, §3.1, average consensus; initial classifier and dropout as in
     MMAction2's tsn_imagenet-pretrained-r50_8xb32-1x1x8-100e_kinetics400-rgb.
     """
     rate("dropout", dropout)
     if backbone == "googlenet":
-        net, num_features = _googlenet(pretrained=pretrained), 1024
+        net, num_features = _googlenet(), 1024
     else:
-        net = _timm_backbone(backbone, pretrained=pretrained)
+        net = _timm_backbone(backbone)
         num_features = net.head_hidden_size
     return TSN(net, num_features=num_features, num_classes=num_classes, dropout=dropout)
 
 
-def _timm_backbone(name: str, *, pretrained: bool) -> Any:
-    names, with_weights = timm.list_models(), timm.list_models(pretrained=True)
-    if name not in names and name not in with_weights:
-        near = get_close_matches(name, [*names, *with_weights], n=3)
-        hint = f"the nearest names are {', '.join(near)}" if near else "see timm.list_models()"
-        raise UsageError(f"timm has no image model named {name!r}: {hint}.")
-    if pretrained and not timm.models.is_model_pretrained(name):
-        raise UsageError(
-            f"timm has no weights for {name}: set pretrained=false or choose another backbone."
-        )
-    try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0)
-    except OSError as error:
-        raise InputError(
-            f"The weights of {name} cannot be downloaded: check the connection, or set "
-            f"pretrained=false ({type(error).__name__})."
-        ) from error
+def _timm_backbone(name: str) -> Any:
+    names = [*timm.list_models(), *timm.list_models(pretrained=True)]  # the latter with their tags
+    if name not in names:
+        hint = did_you_mean(name, names) or "see timm.list_models()"
+        raise UsageError(f"timm has no image model named {name!r}; {hint}")
+    return timm.create_model(name, pretrained=False, num_classes=0)
 
 
-def _googlenet(*, pretrained: bool) -> nn.Module:
+def _googlenet() -> nn.Module:
     """GoogLeNet (Inception v1), which timm lacks, from torchvision, without its side classifiers.
 
     Source: Szegedy et al., CVPR 2015, §5, with batch normalisation.
     """
-    if pretrained:
-        raise UsageError(
-            "timm has no weights for googlenet: set pretrained=false and give torchvision's file "
-            "as model.weights."
-        )
     net = torchvision.models.googlenet(
         weights=None, aux_logits=False, init_weights=True, transform_input=False
     )

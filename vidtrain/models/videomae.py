@@ -3,7 +3,8 @@
 from torch import nn
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
-from vidtrain.models.huggingface import PATCH, check_tiles, drop_paths, on_clips, vit
+from vidtrain.models.clip_size import tiled
+from vidtrain.models.huggingface import PATCH, drop_paths, on_clips, vit
 
 
 def videomae(
@@ -37,7 +38,7 @@ def videomae(
     Source: Tong et al., NeurIPS 2022, §3; MCG-NJU/VideoMAE, modeling_finetune.py and
     run_class_finetuning.py (drop path).
     """
-    check_tiles("VideoMAE", num_frames=num_frames, crop_size=crop_size)
+    tiled("VideoMAE", num_frames=num_frames, crop_size=crop_size, frames_by=2, pixels_by=PATCH)
     net = VideoMAEForVideoClassification(
         VideoMAEConfig(
             **vit(version),

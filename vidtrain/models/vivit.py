@@ -3,7 +3,8 @@
 from torch import nn
 from transformers import VivitConfig, VivitForVideoClassification
 
-from vidtrain.models.huggingface import PATCH, check_tiles, drop_paths, on_clips, vit
+from vidtrain.models.clip_size import tiled
+from vidtrain.models.huggingface import PATCH, drop_paths, on_clips, vit
 
 
 def vivit(
@@ -34,7 +35,7 @@ def vivit(
     Source: Arnab et al., ICCV 2021, §3.3; Scenic,
     scenic/projects/vivit/configs/kinetics400/vivit_base_k400.py.
     """
-    check_tiles("ViViT", num_frames=num_frames, crop_size=crop_size)
+    tiled("ViViT", num_frames=num_frames, crop_size=crop_size, frames_by=2, pixels_by=PATCH)
     net = VivitForVideoClassification(
         VivitConfig(
             **vit(version),

@@ -4,7 +4,8 @@ from torch import nn
 from transformers import VJEPA2Config, VJEPA2ForVideoClassification
 
 from vidtrain.models.arguments import rate
-from vidtrain.models.huggingface import PATCH, check_tiles, on_clips, vit
+from vidtrain.models.clip_size import tiled
+from vidtrain.models.huggingface import PATCH, on_clips, vit
 
 
 def vjepa2(
@@ -38,7 +39,7 @@ def vjepa2(
     Source: Assran et al., arXiv:2506.09985, §2; facebookresearch/vjepa2,
     configs/inference/vitl/ssv2.yaml: a probe of three self-attention layers and one that pools.
     """
-    check_tiles("V-JEPA 2", num_frames=num_frames, crop_size=crop_size)
+    tiled("V-JEPA 2", num_frames=num_frames, crop_size=crop_size, frames_by=2, pixels_by=PATCH)
     sizes = vit(version)
     net = VJEPA2ForVideoClassification(
         VJEPA2Config(

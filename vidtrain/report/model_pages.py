@@ -118,6 +118,7 @@ def print_page(console: Console, row: dict[str, Any]) -> None:
             "classes": str(entry["num_classes"]),
             "licence": entry["licence"] or "not stated",
             "source": entry["source"],
+            "note": entry["note"] or "",
         })  # fmt: skip
     console.print()
     if "not_counted" in row:

@@ -77,7 +77,8 @@ def write(
     with runlog.writing(folder):
         folder.mkdir(exist_ok=True)
     facts = {
-        "checkpoint": str(run.checkpoint), "step": run.step,
+        "checkpoint": run.checkpoint, "step": run.step,
+        "weights": run.started.record() if run.started else None,
         "eval": dataclasses.asdict(config.eval), "precision": config.precision.dtype,
     }  # fmt: skip
     runlog.write_json(folder / "results.json", facts | found)

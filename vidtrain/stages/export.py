@@ -54,7 +54,7 @@ def export(config: ExportConfig) -> None:
         )
         sidecar = write_sidecar(
             path, exported=exported, parity=parity, preprocessing=preprocessing,
-            class_names=run.class_names, run=run.folder.name, checkpoint=run.checkpoint.name,
+            class_names=run.class_names, run=run.folder.name, checkpoint=Path(run.checkpoint).name,
             tolerance=config.tolerance,
         )  # fmt: skip
     if exported.note:

@@ -242,7 +242,7 @@ def introduce(parts: Parts, config: TrainConfig, log: RunLog, world: World) -> N
         f"{world.size} x {world.device}, {config.precision.dtype}"
     )
     if parts.started:
-        log.say("\n".join(parts.started.report.lines()))
+        log.say("\n".join(parts.started.lines()))
     describe_training(parts, config, log)
     if parts.step:
         log.say(f"going on from step {parts.step} of {plan.total_steps} in {log.folder}")

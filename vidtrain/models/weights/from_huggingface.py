@@ -1,8 +1,8 @@
 """Checkpoints of Hugging Face transformers, and of the repositories its models come from."""
 
-import re
-
 from torch import Tensor
+
+from vidtrain.models.weights.renaming import rename
 
 # Vision transformers as timm names them -> as transformers named them first.
 _TIMM = (
@@ -80,7 +80,7 @@ def convert(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tenso
         return None
     converted: dict[str, Tensor] = {}
     for key, tensor in state.items():
-        name = _renamed(key, family)
+        name = rename(key.removeprefix("net.").removeprefix(f"{family}."), _RENAMED[family])
         place = _place(name, family, own)
         parts = [
             _place(name.replace(".qkv.", f".{part}."), family, own)
@@ -91,13 +91,6 @@ def convert(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tenso
         else:
             converted[place or key] = tensor
     return converted if converted.keys() & own.keys() else None
-
-
-def _renamed(key: str, family: str) -> str:
-    name = key.removeprefix("net.").removeprefix(f"{family}.")
-    for pattern, replacement in _RENAMED[family]:
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 def _place(name: str, family: str, own: dict[str, Tensor]) -> str | None:

@@ -1,5 +1,6 @@
 """From a checkpoint's tensors to a network: names, shapes, the head, and a report of all three."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 from vidtrain.errors import InputError
+from vidtrain.models import anatomy
 from vidtrain.models.weights import (
     from_caffe2,
     from_gluoncv,
@@ -25,6 +27,9 @@ SMALLEST_MATCH = 0.8
 # Weights of an image model cannot hold what a video model adds to it: non-local blocks, say.
 SMALLEST_IMAGE_MATCH = 0.6
 IMAGES = "image model"
+# Share of a checkpoint's numbers that may have no place where nothing is trained afterwards. What
+# publishers leave in their files, as V-JEPA 2's predictor, is below it.
+LARGEST_REST = 0.1
 MOST_NAMED = 4
 
 
@@ -84,16 +89,6 @@ class LoadReport:
         return found
 
 
-def head_names(net: nn.Module) -> set[str]:
-    """Returns the names of the classifier's tensors: those of the last leaf that has a weight."""
-    leaves = [(name, module) for name, module in net.named_modules()
-              if not [*module.children()] and "weight" in module._parameters]  # fmt: skip
-    if not leaves:
-        return set()
-    name, module = leaves[-1]
-    return {f"{name}.{key}" if name else key for key in module.state_dict()}
-
-
 def load_weights(net: nn.Module, state: State, *, origin: str, keep_head: bool) -> LoadReport:
     """Loads a checkpoint into a network in place.
 
@@ -108,14 +103,17 @@ def load_weights(net: nn.Module, state: State, *, origin: str, keep_head: bool) 
 
     Raises:
         InputError: Too little of the network is matched; the message says what the checkpoint
-            looks like. Or something is left, and `keep_head`.
+            looks like. Or it is of a larger network. Or something is left as it was built, or too
+            much of the checkpoint has no place, and `keep_head`.
     """
     own = net.state_dict()
-    heads = head_names(net)
+    heads = set(anatomy.head(net))
     naming, fitted, notes, left = _best(state, own, net)
     body = [key for key in own if key not in heads and not key.endswith("num_batches_tracked")]
     filled = [key for key in body if key in fitted]
     _check_share(filled, body, own, state=state, origin=origin, naming=naming)
+    unexpected = {key: size for key, size in left.items() if key not in own}
+    _check_rest(unexpected, fitted, origin=origin, keep_head=keep_head)
     head = _head_word(heads, fitted, left, own)
     missing = tuple(key for key in body if key not in fitted)
     if keep_head and (missing or not heads <= fitted.keys()):
@@ -133,10 +131,10 @@ def load_weights(net: nn.Module, state: State, *, origin: str, keep_head: bool) 
     )  # fmt: skip
 
 
-def _best(state: State, own: State, net: nn.Module) -> tuple[str, State, list[str], set[str]]:
+def _best(state: State, own: State, net: nn.Module) -> tuple[str, State, list[str], dict[str, int]]:
     """Returns the naming that fits most, its tensors as the network takes them, and what is left.
 
-    What is left are names in the checkpoint, or tensors of a shape that does not fit.
+    What is left, with how many numbers, has another name, or a shape that does not fit.
     """
     results = []
     for naming, convert in MAPS.items():
@@ -150,7 +148,8 @@ def _best(state: State, own: State, net: nn.Module) -> tuple[str, State, list[st
             if result is not None:
                 fitted[key], how = result
                 notes += [f"{key} ({how})"] if how else []
-        results.append((naming, fitted, sorted(notes), set(renamed) - set(fitted)))
+        left = {key: tensor.numel() for key, tensor in renamed.items() if key not in fitted}
+        results.append((naming, fitted, sorted(notes), left))
     # Of two that fit alike, the one that has less left knows the names better.
     return max(results, key=lambda result: (len(result[1]), -len(result[3])))
 
@@ -171,12 +170,35 @@ def _check_share(
     )
 
 
-def _head_word(heads: set[str], fitted: State, left: set[str], own: State) -> str:
+def _check_rest(
+    unexpected: Mapping[str, int], fitted: State, *, origin: str, keep_head: bool
+) -> None:
+    """Refuses what is left of a larger network of the same family, since its parts work together.
+
+    Such are further blocks: their names differ from those of the network by a number.
+    """
+    known = {re.sub(r"\d+", "#", key) for key in fitted}
+    further = [key for key in unexpected if re.sub(r"\d+", "#", key) in known]
+    if further:
+        raise InputError(
+            f"{origin} is of a larger network of this family: it has {len(further)} tensors more, "
+            f"such as {_named(sorted(further))}. Choose the model that it was made with"
+        )
+    numbers = sum(unexpected.values())
+    share = numbers / max(1, numbers + sum(tensor.numel() for tensor in fitted.values()))
+    if keep_head and share > LARGEST_REST:
+        raise InputError(
+            f"{origin} does not fit: {share:.0%} of its numbers have no place in the network, such "
+            f"as {_named(sorted(unexpected))}; without training, weights must fit wholly"
+        )
+
+
+def _head_word(heads: set[str], fitted: State, left: Mapping[str, int], own: State) -> str:
     if heads <= fitted.keys():
         return "head taken over"
     weight = next((key for key in heads if key.endswith("weight")), "")
     classes = own[weight].shape[0] if weight else 0
-    if heads & left:
+    if heads & left.keys():
         return f"head replaced by a new one of {classes} classes"
     return f"no head in it, a new one of {classes} classes"
 

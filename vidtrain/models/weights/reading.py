@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from vidtrain.errors import InputError
 from vidtrain.models.weights import restricted_pickle
+from vidtrain.models.weights.restricted_pickle import Array, shortened
 
 # Where libraries keep the weights within a checkpoint; the first that holds tensors is taken. Of
 # V-JEPA's encoders it is the averaged one, which its publisher evaluates.
@@ -62,16 +63,21 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         raise
     except Exception as error:  # a damaged file raises anything, from KeyError to RuntimeError
         raise InputError(_refusal(path, error)) from error
+    held = _unwrap(found, path)
+    values = {id(value): value for value in held.values()}
+    if sum(_array_bytes(value) for value in values.values()) > size:  # of the same bytes
+        raise InputError(f"{path} is refused: its arrays claim more bytes than the {size} it has")
+    tensors = {number: _as_tensor(value) for number, value in values.items()}
     state = {
         str(key): tensor.detach()
-        for key, value in _unwrap(found, path).items()
-        if (tensor := _as_tensor(value)) is not None
+        for key, value in held.items()
+        if (tensor := tensors[id(value)]) is not None
     }
     claimed = 0
     for key, tensor in state.items():
         reason = _decoy(tensor, size)
         if reason:
-            raise InputError(f"{path} is refused: its tensor {key!r} {reason}")
+            raise InputError(f"{path} is refused: its tensor {shortened(key)!r} {reason}")
         claimed += tensor.nbytes
     if claimed > LARGEST_GIB * 2**30:
         raise InputError(
@@ -159,7 +165,7 @@ def _unwrap(found: Any, path: Path) -> Mapping[Any, Any]:
         return found
     what = f"a {type(found).__name__}"
     if isinstance(found, Mapping):
-        what = f"a dict with the keys {', '.join(map(str, list(found)[:8]))}"
+        what = f"a dict with the keys {', '.join(map(shortened, list(found)[:8]))}"
     raise InputError(
         f"{path} holds no weights where they are expected but {what}; save a dict of tensors, as "
         "state_dict() returns it"
@@ -170,15 +176,19 @@ def _holds_tensors(node: Any, depth: int = DEEPEST) -> bool:
     """Whether a dict has tensors in it, or in a wrapper in it."""
     if not isinstance(node, Mapping) or not depth:
         return False
-    if any(isinstance(value, torch.Tensor | restricted_pickle.Array) for value in node.values()):
+    if any(isinstance(value, torch.Tensor | Array) for value in node.values()):
         return True
     return any(_holds_tensors(node.get(key), depth - 1) for key in WRAPPERS)
+
+
+def _array_bytes(value: Any) -> int:
+    return value.value.nbytes if isinstance(value, Array) and value.value is not None else 0
 
 
 def _as_tensor(value: Any) -> torch.Tensor | None:
     if isinstance(value, torch.Tensor):
         return value
-    if isinstance(value, restricted_pickle.Array) and value.value is not None:
+    if isinstance(value, Array) and value.value is not None:
         native = value.value.dtype.newbyteorder("=")  # torch knows the machine's byte order only
         return torch.from_numpy(value.value.astype(native))
     return None
@@ -218,8 +228,8 @@ def _refusal(path: Path, error: Exception) -> str:
     )  # fmt: skip
     if wanted:
         return (
-            f"{path} is refused: it wants to import {wanted}, and weights need no code; load it "
-            "where you trust it, and save a dict of tensors (state_dict()) with torch.save"
+            f"{path} is refused: it wants to import {wanted[:60]}, and weights need no code; load "
+            "it where you trust it, and save a dict of tensors (state_dict()) with torch.save"
         )
     if isinstance(error, zipfile.BadZipFile):
         text = "the file ends before its table of contents"
@@ -228,4 +238,4 @@ def _refusal(path: Path, error: Exception) -> str:
     elif isinstance(error, pickle.UnpicklingError):
         text = text.split("Check the documentation")[0].split("WeightsUnpickler error: ")[-1]
     first = next((line for line in text.splitlines() if line.strip()), type(error).__name__)
-    return f"{path} is damaged or cut short ({first.strip()}); get the file again"
+    return f"{path} is damaged or cut short ({first.strip()[:200]}); get the file again"

@@ -73,13 +73,14 @@ def _grids(have: int, want: int, grid: Size | None) -> tuple[Size, Size] | None:
     """The grids (T, H, W) that two numbers of tokens stand for; None where that is open."""
     frames, height, width = grid or (0, 0, 0)
     if grid is not None and want == frames * height * width:
-        sources = []
+        sources = [(have // side**2, side, side) for side in USUAL_SIDES if have % side**2 == 0]
         if have % (height * width) == 0:  # another length of the clip
             sources.append((have // (height * width), height, width))
         if have % frames == 0 and (side := _root(have // frames)):  # another crop
             sources.append((frames, side, side))
-        # Where both can be meant, the one whose crop is as in nearly all published networks.
-        sources.sort(key=lambda size: size[1] not in USUAL_SIDES)
+        # Where several can be meant: what changes length or crop alone, and has a usual crop.
+        sources.sort(key=lambda size: (size[1] not in USUAL_SIDES, size[0] != frames,
+                                       size[1:] != (height, width)))  # fmt: skip
         return (sources[0], grid) if sources else None
     if grid is not None and want == frames:
         return (have, 1, 1), (want, 1, 1)
