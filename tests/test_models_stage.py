@@ -133,7 +133,7 @@ def test_json_has_everything(listed: Any, mine: Path) -> None:
 def test_the_table_fits_the_terminal(listed: Any, mine: Path) -> None:
     rows = listed("--config-dir", str(mine), "mine")
     wide = printed(rows, 200)
-    assert "source" in wide[0] and "a very long name" in wide[2] and "yes" in wide[2]
+    assert "source" in wide[0] and "a very long name" in wide[2] and "published" in wide[2]
     assert "SSv2" in wide[3] and "33.00" in wide[3] and "mine" not in wide[3]
     assert "a wider terminal" not in "".join(wide)
     for width in (120, 100, 80):

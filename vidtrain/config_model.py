@@ -75,8 +75,8 @@ class ModelConfig:
         name: Short name, part of the run's name.
         family: Family of the network, for the table of models.
         build: Node whose target builds the network; `num_classes` comes from the data.
-        weights: What it starts from: published, published:DATASET, a file, a URL, or hf:ORG/REPO;
-            null: random weights.
+        weights: What it starts from: published, published:DATASET[:N], a file, a URL, or
+            hf:ORG/REPO; null: random weights.
         published: Published results and weights, the first ones being `published`.
         channels_last: Keep tensors in channels-last order.
         checkpointing: Compute activations again in the backward pass in place of keeping them.

@@ -72,7 +72,8 @@ def _checkpoint_blocks(net: nn.Module, *, compile: bool) -> None:
             if compile:
                 raise UsageError(
                     "model.checkpointing=true and model.compile=true: the network has batch norm, "
-                    "whose statistics torch.compile would count twice; use one of them"
+                    "whose statistics would count twice wherever torch.compile splits a block; "
+                    "use one of them"
                 )
             options["context_fn"] = partial(_contexts, block)
         block.forward = partial(_checkpointed, block.forward, options)  # type: ignore[method-assign]

@@ -12,7 +12,7 @@ NUMBERS = ("Mparams", "GFLOPs", "top-1", "top-5")
 # What a narrow terminal leaves out, the first first.
 LEFT_OUT = ("source", "licence", "top-5", "family", "views", "weights")
 LEGEND = """clip: frames x rate @ training/evaluation crop; GFLOPs: multiply-adds of one view
-weights: yes = model.weights=published downloads them; cached = they are here
+weights: the value of model.weights that takes them; * they are on this machine
 one in detail: vidtrain models NAME --detail; use it: vidtrain train model=NAME"""
 
 
@@ -72,9 +72,8 @@ def _lines(row: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _state(entry: dict[str, Any]) -> str:
-    if not entry.get("url"):
-        return "-"
-    return "cached" if entry["cached"] else "yes"
+    spec = entry.get("weights")
+    return f"{spec}{' *' if entry['cached'] else ''}" if spec else "-"
 
 
 def _clip(inputs: dict[str, Any]) -> str:
@@ -114,6 +113,7 @@ def print_page(console: Console, row: dict[str, Any]) -> None:
         _print_facts(console, {
             "accuracy": f"{accuracy}, {entry['views'] or 'unknown'} views (clips x crops)",
             "weights": f"{entry['url']} ({state})" if entry["url"] else "no file is published",
+            "taken with": f"model.weights={entry['weights']}" if entry["url"] else "",
             "sha256": entry["sha256"] or ("none is published" if entry["url"] else ""),
             "classes": str(entry["num_classes"]),
             "licence": entry["licence"] or "not stated",

@@ -26,7 +26,7 @@ from vidtrain.config import ModelsConfig
 from vidtrain.config_model import ModelConfig
 from vidtrain.errors import InputError, UsageError, did_you_mean
 from vidtrain.models import counting
-from vidtrain.models.weights.fetching import cached
+from vidtrain.models.weights.fetching import Published, cached, spec_of
 from vidtrain.report.model_pages import print_page, print_table
 from vidtrain.targets import component
 
@@ -109,9 +109,12 @@ def _row(name: str, *, detail: bool) -> dict[str, Any]:
         found: ModelConfig = to_objects(cfg).model
         num_classes = found.published[0].num_classes if found.published else NUM_CLASSES
         counts = _counts(found, num_classes, detail=detail)
+        files = [Published(dataset=entry.dataset, url=entry.url) for entry in found.published]
         published = [
-            {**dataclasses.asdict(entry), "cached": _cached(entry.url)} for entry in found.published
-        ]
+            {**dataclasses.asdict(entry), "weights": spec_of(files, index),
+             "cached": _cached(entry.url)}
+            for index, entry in enumerate(found.published)
+        ]  # fmt: skip
     except Exception as error:  # whatever one file does, the others are listed
         return {"name": name, "file": str(file), "error": _reason(error)}
     first = file.read_text("utf-8").splitlines()[0] if file.is_file() else ""
