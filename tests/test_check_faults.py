@@ -33,7 +33,7 @@ def long_video(tmp_path: Path) -> Path:
         packets = [p for p in old.demux(video=0) if p.size]
         length, place = sum(p.duration or 0 for p in packets), 0
         template = [(bytes(p), p.pts or 0, p.dts or 0, p.is_keyframe, p.time_base) for p in packets]
-        for _ in range(200):
+        for _ in range(600):
             for content, pts, dts, key, time_base in template:
                 packet = av.Packet(content)
                 packet.stream, packet.pts, packet.dts = stream, pts + place, dts + place
@@ -69,14 +69,14 @@ def test_a_child_that_hangs_or_dies_is_replaced(
     before = set(multiprocessing.active_children())  # of other tests
     hit: list[psutil.Process] = []
     rows = {}
-    for row in pool([long_video, *others], timeout=3.0 if fault == signal.SIGSTOP else 60.0):
+    for row in pool([long_video, *others], timeout=10.0 if fault == signal.SIGSTOP else 120.0):
         if row is not None:
             rows[row["path"]] = row
         elif not hit and (hit := reading(long_video)):
             hit[0].send_signal(fault)
     assert hit and not hit[0].is_running()
     bad = rows.pop(str(long_video))
-    expected = ("hang", "timeout_seconds=3") if fault == signal.SIGSTOP else ("crash", fault.name)
+    expected = ("hang", "timeout_seconds=10") if fault == signal.SIGSTOP else ("crash", fault.name)
     assert bad["status"] == "bad" and bad["reason"] == expected[0]
     assert expected[1] in bad["detail"] and bad["size"] == long_video.stat().st_size
     assert len(rows) == 4 and {row["status"] for row in rows.values()} == {"ok"}
@@ -94,7 +94,7 @@ def test_a_file_that_takes_too_long(
     assert "long.mp4: hang" in capsys.readouterr().err
     assert cli(*command, "timeout_seconds=0.4") == 1  # not tried again
     assert "2 of 2 files are as they were" in capsys.readouterr().err
-    assert cli(*command, "timeout_seconds=60") == 0
+    assert cli(*command, "timeout_seconds=240") == 0
     assert "1 of 2 files are as they were" in capsys.readouterr().err
 
 
