@@ -31,7 +31,7 @@ SIGNS: tuple[tuple[str, str], ...] = (
     (r"^blocks\.\d+\.res_blocks\.", "a one-pathway 3-D ResNet (PyTorchVideo names)"),
     (r"layer\d\.\d\.conv1\.0\.3", "R(2+1)D (torchvision names)"),
     (r"layer\d\.\d\.conv1\.0\.weight", "R3D or MC3 (torchvision names)"),
-    (r"^backbone\.layer\d|cls_head", "a ResNet recogniser (MMAction2 names)"),
+    (r"cls_head|^backbone\.conv1\.conv\.", "a ResNet recogniser (MMAction2 names)"),
     (r"^res_layers\.|first_stage", "I3D on a ResNet (GluonCV names)"),
     (r"^backbone\.", "TSN (vidtrain names)"),
     (r"^layer\d\.\d\.conv1\.weight", "a ResNet for images"),
