@@ -76,7 +76,7 @@ NEST = b")" + b"2\x86" * 16  # ((..), (..)), of 2^16 tuples to hash and to print
     [
         b"}" + NEST + b"Ns.",
         b"}(" + NEST + b"Nu.",
-        b"(" + NEST + b"Nd.",
+        b"(" + NEST + b"N" + b"d.",
         b"ccollections\nOrderedDict\n]" + NEST + b"N\x86a\x85R.",
         b"ccollections\nOrderedDict\n]" + NEST + b"N\x86a\x85R" + NEST + b"Ns.",
         b"(]" + NEST + b"N\x86aicollections\nOrderedDict\n.",
