@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vidtrain import build, composing, runlog
+from vidtrain import build_data, composing, runlog
 from vidtrain.cli import conf_dir
 from vidtrain.config import IndexConfig
 from vidtrain.data.sources.tar_shards import read_shard, write_index
@@ -88,7 +88,7 @@ def pack(config: IndexConfig, out: Path, *, size: int, seed: int | None) -> None
     """
     names: tuple[str, ...] | None = None
     for split in config.splits:
-        listed = build.videos(config.data, split, class_names=names)
+        listed = build_data.videos(config.data, split, class_names=names)
         names = listed.class_names
         _check(listed, split)
         plan = list(_plan(listed.videos, size, seed))

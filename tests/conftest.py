@@ -6,9 +6,11 @@ import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from vidtrain.data.sources.motion_clips import encode_h264
 
@@ -63,6 +65,35 @@ def vidtrain(
         [sys.executable, *prefix, *args],
         cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False,
     )  # fmt: skip
+
+
+def loaded(run: str | Path, name: str = "last") -> dict[str, Any]:
+    """Returns a checkpoint of a run: model, average (or None), step, and the training state."""
+    from vidtrain import checkpoint
+
+    folder = Path(run) / "checkpoints" / name
+    manifest = checkpoint.verify(folder)
+    average = folder / checkpoint.AVERAGE
+    return {
+        **checkpoint.state(folder, "cpu"),
+        "step": manifest["step"], "manifest": manifest,
+        "model": checkpoint.weights(folder, averaged=False),
+        "average": checkpoint.weights(folder, averaged=True) if average.exists() else None,
+    }  # fmt: skip
+
+
+def same_state(first: str | Path, second: str | Path) -> None:
+    """Asserts that the last checkpoints of two runs hold the same bits."""
+    one, two = loaded(first), loaded(second)
+    for part in ("model", "average"):
+        assert (one[part] is None) == (two[part] is None)
+        for key, value in (one[part] or {}).items():
+            assert torch.equal(value, two[part][key]), f"{part}.{key}"
+    for index, state in one["optimizer"]["state"].items():
+        for key, value in state.items():
+            assert torch.equal(value, two["optimizer"]["state"][index][key]), f"{index}.{key}"
+    for part in ("step", "scaler", "nonfinite", "bad_videos"):
+        assert one[part] == two[part], part
 
 
 @pytest.fixture

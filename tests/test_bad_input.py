@@ -6,10 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import noise, vidtrain, write_video
+from conftest import loaded, noise, vidtrain, write_video
 from test_checkpoint import full_disk
 
-from vidtrain import checkpoint
 
 Cli = Callable[..., int]
 
@@ -40,11 +39,10 @@ def test_a_full_disk_loses_no_earlier_checkpoint(
     cli: Cli, small_run: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli("train", *small_run, "train.max_steps=2") == 0
-    last = Path("runs/small/checkpoints/last.pt")
     with full_disk(20_000):
         assert cli("train", *small_run, "train.max_steps=4") == 1
     assert "cannot write" in (said := capsys.readouterr().err) and "Traceback" not in said
-    assert checkpoint.load(last)["step"] == 2
+    assert loaded("runs/small")["step"] == 2
 
 
 def test_an_unreadable_video_stops_the_run_with_its_name(

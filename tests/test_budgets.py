@@ -53,5 +53,5 @@ def test_training_loop_is_short_and_in_sight() -> None:
         if isinstance(node, ast.For)
         and any(getattr(call, "attr", "") == "backward" for call in ast.walk(node))
     ]
-    assert loops, f"{path} holds no `for` loop with a backward pass: the loop belongs there"
+    assert loops, f"{path} holds no loop of optimizer steps: it belongs there"
     assert max(loops) <= MAX_LOOP_LINES

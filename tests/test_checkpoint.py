@@ -6,12 +6,14 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from vidtrain import checkpoint
 from vidtrain.errors import InputError
+from vidtrain.saving import Saver, newest_intact
 
 
 @contextmanager
@@ -27,46 +29,132 @@ def full_disk(free_bytes: int) -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, handler)
 
 
+WEIGHTS = {"w": torch.arange(3), "n": torch.tensor(7), "h": torch.ones(2, 2, dtype=torch.bfloat16)}
+
+
+def write(folder: Path, step: int, **changes: Any) -> Path:
+    content: dict[str, Any] = {
+        "model": WEIGHTS, "average": None, "state": {"step": step, "a": [1, 2.5, None, "x"]},
+        "about": {"class_names": ["a"], "build": None},
+    }  # fmt: skip
+    return checkpoint.write(folder, step, **content | changes)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 def test_round_trip(tmp_path: Path) -> None:
-    state = {"model": {"w": torch.arange(3)}, "step": 7, "config": {"a": [1, 2.5, None, "x"]}}
-    checkpoint.save(tmp_path / "a" / "last.pt", state)
-    loaded = checkpoint.load(tmp_path / "a" / "last.pt")
-    assert loaded["step"] == 7 and loaded["config"] == state["config"]
-    assert torch.equal(loaded["model"]["w"], torch.arange(3))
-    assert [p.name for p in (tmp_path / "a").iterdir()] == ["last.pt"]
+    path = write(tmp_path / "a", 7, average={"w": torch.ones(3)})
+    assert names(tmp_path / "a") == ["step_00000007"]
+    assert names(path) == ["average.safetensors", "manifest.json", "model.safetensors", "state.pt"]
+    assert checkpoint.verify(path)["step"] == 7
+    assert checkpoint.state(path, "cpu") == {"step": 7, "a": [1, 2.5, None, "x"]}
+    found = checkpoint.weights(path, averaged=False)
+    assert found.keys() == WEIGHTS.keys()
+    assert all(torch.equal(found[name], value) for name, value in WEIGHTS.items())
+    assert checkpoint.digest(found) == checkpoint.digest(WEIGHTS)
+    assert torch.equal(checkpoint.weights(path, averaged=True)["w"], torch.ones(3))
+
+
+def test_the_digest_tells_bits_names_types_and_shapes_apart() -> None:
+    plain = {"w": torch.zeros(4), "v": torch.ones(2)}
+    others = [
+        {"w": torch.tensor([0.0, -0.0, 0.0, 0.0]), "v": torch.ones(2)},
+        {"w": torch.zeros(2, 2), "v": torch.ones(2)},
+        {"w": torch.zeros(4, dtype=torch.int32), "v": torch.ones(2)},
+        {"u": torch.zeros(4), "v": torch.ones(2)},
+    ]
+    sums = {checkpoint.digest(state) for state in (plain, *others)}
+    assert len(sums) == 5
+    assert checkpoint.digest(dict(reversed(plain.items()))) == checkpoint.digest(plain)
 
 
 def test_full_disk_keeps_the_earlier_checkpoint(tmp_path: Path) -> None:
-    path = tmp_path / "last.pt"
-    checkpoint.save(path, {"step": 1})
-    with (
-        full_disk(100_000),
-        pytest.raises(InputError, match=r"cannot write .*last\.pt.*earlier last\.pt is intact"),
-    ):
-        checkpoint.save(path, {"step": 2, "w": torch.zeros(1_000_000)})
-    assert checkpoint.load(path)["step"] == 1
-    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+    write(tmp_path, 1)
+    with full_disk(100_000), pytest.raises(InputError, match=r"cannot write .*2.*are intact"):
+        write(tmp_path, 2, model={"w": torch.zeros(1_000_000)})
+    assert names(tmp_path) == ["step_00000001"]
+    assert checkpoint.verify(tmp_path / "step_00000001")["step"] == 1
 
 
-def test_best_keeps_its_content_when_last_moves_on(tmp_path: Path) -> None:
-    last, best = tmp_path / "last.pt", tmp_path / "best.pt"
-    checkpoint.save(last, {"step": 1})
-    checkpoint.duplicate(last, best)
-    checkpoint.save(last, {"step": 2})
-    assert checkpoint.load(best)["step"] == 1 and checkpoint.load(last)["step"] == 2
+def test_room_is_looked_at_before_anything_is_written(tmp_path: Path) -> None:
+    huge = torch.zeros(1).expand(2**50)  # claims 4 PiB and takes 4 bytes
+    with pytest.raises(InputError, match=r"takes .* MB and .* MB free; earlier .* intact"):
+        write(tmp_path, 1, model={"w": huge})
+    assert names(tmp_path) == []
 
 
-def test_missing_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path / "last.pt", {"step": 1, "w": torch.zeros(1000)})
-    with pytest.raises(InputError, match=r"no checkpoint .*best\.pt; the folder has last\.pt"):
-        checkpoint.load(tmp_path / "best.pt")
-    content = (tmp_path / "last.pt").read_bytes()
-    (tmp_path / "cut.pt").write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match=r"cut\.pt cannot be read"):
-        checkpoint.load(tmp_path / "cut.pt")
-    torch.save({"state_dict": {}}, tmp_path / "foreign.pt")
-    with pytest.raises(InputError, match=r"foreign\.pt is not a vidtrain checkpoint"):
-        checkpoint.load(tmp_path / "foreign.pt")
+def test_last_and_best_are_kept_and_the_rest_removed(tmp_path: Path) -> None:
+    saver = Saver(tmp_path, keep_last=2, background=True)
+    content = {"model": WEIGHTS, "average": None, "state": {}, "about": {"class_names": []}}
+    for step in range(1, 7):
+        saver.save(step, [2] if step >= 2 else [], content)
+    saver.wait()
+    assert names(tmp_path) == ["best", "last", "step_00000002", "step_00000005", "step_00000006"]
+    assert (tmp_path / "best").resolve().name == "step_00000002"
+    assert (tmp_path / "last").resolve().name == "step_00000006"
+    saver.close()
+
+
+def test_an_error_in_the_background_is_raised_at_the_next_save(tmp_path: Path) -> None:
+    saver = Saver(tmp_path / "file", keep_last=2, background=True)
+    (tmp_path / "file").write_text("in the way")
+    content = {"model": WEIGHTS, "average": None, "state": {}, "about": {}}
+    saver.save(1, [], content)
+    with pytest.raises(InputError, match="cannot write"):
+        saver.save(2, [], content)
+    saver.close()
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "state.pt", "manifest.json"])
+@pytest.mark.parametrize("how", ["cut", "flipped", "gone"])
+def test_a_damaged_newest_checkpoint_is_passed_by(tmp_path: Path, file: str, how: str) -> None:
+    for step in (1, 2):
+        write(tmp_path, step)
+    victim = tmp_path / "step_00000002" / file
+    content = victim.read_bytes()
+    if how == "gone":
+        victim.unlink()
+    elif how == "cut":
+        victim.write_bytes(content[: len(content) // 2])
+    else:
+        middle = len(content) // 2
+        flipped = bytes([content[middle] ^ 255])
+        victim.write_bytes(content[:middle] + flipped + content[middle + 1 :])
+    said: list[str] = []
+    found = newest_intact(tmp_path, said.append)
+    assert found == tmp_path / "step_00000001"
+    assert len(said) == 1 and "step_00000002" in said[0] and "going back" in said[0]
+    # It is written anew when training comes by again.
+    write(tmp_path, 2)
+    assert newest_intact(tmp_path, said.append) == tmp_path / "step_00000002"
+
+
+def test_all_damaged_is_an_error_and_none_is_none(tmp_path: Path) -> None:
+    assert newest_intact(tmp_path / "nothing", print) is None
+    (write(tmp_path, 1) / "state.pt").write_bytes(b"")
+    with pytest.raises(InputError, match=r"state\.pt is damaged \(0 of \d+ bytes"):
+        newest_intact(tmp_path, lambda text: None)
+
+
+def test_what_a_kill_left_is_tidied_and_never_read(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    for left in (".step_00000002.tmp", ".step_00000000.old"):
+        (tmp_path / left).mkdir()
+        (tmp_path / left / "model.safetensors").write_bytes(b"half")
+    assert newest_intact(tmp_path, print) == tmp_path / "step_00000001"
+    checkpoint.tidy(tmp_path)
+    assert names(tmp_path) == ["step_00000001"]
+
+
+def test_missing_and_foreign_folders_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path, 1)
+    with pytest.raises(InputError, match=r"no checkpoint .*best; the folder has step_00000001"):
+        checkpoint.verify(tmp_path / "best")
+    (path / "manifest.json").write_text('{"format": 1}')
+    with pytest.raises(InputError, match="is not a vidtrain checkpoint of format 2"):
+        checkpoint.verify(path)
 
 
 class Touch:
@@ -81,9 +169,10 @@ class Touch:
 
 def test_loading_runs_no_code(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
-    torch.save({"format": 1, "evil": Touch(mark)}, tmp_path / "evil.pt")
-    with pytest.raises(InputError, match=r"evil\.pt cannot be read"):
-        checkpoint.load(tmp_path / "evil.pt")
+    path = write(tmp_path, 1)
+    torch.save({"evil": Touch(mark)}, path / "state.pt")
+    with pytest.raises(InputError, match=r"state\.pt cannot be read"):
+        checkpoint.state(path, "cpu")
     assert not mark.exists()
     pickle.loads(pickle.dumps(Touch(mark)))  # the decoy does work where code is run
     assert mark.exists()

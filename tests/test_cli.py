@@ -84,7 +84,7 @@ def test_mistakes_are_answered_with_what_is_valid(
         ("num_threads=0", "num_threads=0 must be at least 1"),
         ("data.num_workers=-1", "data.num_workers=-1 must be at least 0"),
         ("train.clip_grad_norm=0", "train.clip_grad_norm=0.0 must be at least"),
-        ("train.label_smoothing=1.5", "train.label_smoothing=1.5 must be from 0 to below 1"),
+        ("task.label_smoothing=1.5", "train.label_smoothing=1.5 must be from 0 to below 1"),
         ("train.save_every_steps=0", "train.save_every_steps=0 must be at least 1"),
         ("train.max_steps=0", "train.max_steps=0 must be at least 1"),
         ("data.decoder=pyva", "pyva"),

@@ -6,13 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import loaded, same_state
 from test_distributed import losses, torchrun
-from test_stages import FULL, same_state
-
-from vidtrain import checkpoint
+from test_stages import FULL
 
 Cli = Callable[..., int]
-LAST = Path("runs/small/checkpoints/last.pt")
 
 
 def rows(run: str = "small") -> list[dict]:
@@ -27,12 +25,12 @@ def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> 
 def test_only_the_classifier_changes(
     cli: Cli, small_run: tuple[str, ...], preset: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = (*small_run, f"finetune={preset}", "train.ema_decay=0.9", "train.save_every_steps=1")
+    settings = (*small_run, f"finetune={preset}", "average=ema", "average.decay=0.9")
     assert cli("train", *settings, "train.max_steps=1") == 0
-    first = checkpoint.load(LAST)
+    first = loaded("runs/small")
     assert "parameters are trained" in capsys.readouterr().err
     assert cli("train", *settings, "train.max_steps=3") == 0
-    last = checkpoint.load(LAST)
+    last = loaded("runs/small")
     for part in ("model", "average"):
         assert changed(first[part], last[part]) == {"9.weight", "9.bias"}
     frozen = {key: value for key, value in last["model"].items() if not key.startswith("9.")}
@@ -43,12 +41,12 @@ def test_only_the_classifier_changes(
 
 
 def test_part_of_the_layers_changes(cli: Cli, small_run: tuple[str, ...]) -> None:
-    settings = (*small_run, "finetune=partial", "finetune.train_layers=1", "train.ema_decay=0.9",
-                "train.save_every_steps=1")  # fmt: skip
+    settings = (*small_run, "finetune=partial", "finetune.train_layers=1", "average=ema",
+                "average.decay=0.9")  # fmt: skip
     assert cli("train", *settings, "train.max_steps=1") == 0
-    first = checkpoint.load(LAST)["model"]
+    first = loaded("runs/small")["model"]
     assert cli("train", *settings, "train.max_steps=2") == 0
-    assert {key.split(".")[0] for key in changed(first, checkpoint.load(LAST)["model"])} == {
+    assert {key.split(".")[0] for key in changed(first, loaded("runs/small")["model"])} == {
         "3", "4", "9"
     }  # fmt: skip
 
@@ -61,7 +59,7 @@ def test_layers_have_their_rates(
     said = capsys.readouterr().err
     assert "learning rate 6.25e-05: optimizer.lr=0.001 is for batches of 64" in said
     assert "layers learn at 0.562 to 10 times that rate" in said
-    groups = checkpoint.load(LAST)["optimizer"]["param_groups"]
+    groups = loaded("runs/small")["optimizer"]["param_groups"]
     base = 0.001 * 4 / 64
     assert [(g["lr_scale"], g["weight_decay"]) for g in groups] == [
         (10, 0.05), (10, 0), (0.75, 0.05), (0.75, 0), (0.5625, 0.05), (0.5625, 0)
@@ -80,7 +78,7 @@ def test_a_fine_tuning_in_two_parts_equals_one_bit_for_bit(
     assert cli("train", *settings, "name=whole", "train.max_steps=8") == 0
     assert cli("train", *settings, "name=parts", "train.max_steps=4") == 0
     assert cli("train", *settings, "name=parts", "train.max_steps=8") == 0
-    same_state(Path("runs/whole/checkpoints/last.pt"), Path("runs/parts/checkpoints/last.pt"))
+    same_state("runs/whole", "runs/parts")
 
 
 @pytest.mark.dist
@@ -102,7 +100,7 @@ def test_the_experiment_takes_any_model_and_data(
     settings = [s for s in small_run if not s.startswith(("optimizer", "train.epochs", "name"))]
     assert cli("train", "experiment=finetune_small", *settings, "train.max_steps=2") == 0
     assert "learning rate 2.5e-05: optimizer.lr=0.0004" in capsys.readouterr().err
-    assert Path("runs/tiny-folder-finetune/checkpoints/best.pt").is_file()
+    assert Path("runs/tiny-folder-finetune/checkpoints/best/manifest.json").is_file()
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import noise, write_video
+from conftest import loaded, noise, write_video
 
-from vidtrain import checkpoint
 
 Cli = Callable[..., int]
 
@@ -29,7 +28,7 @@ def rows(name: str) -> list[dict[str, Any]]:
 
 
 def weights(name: str) -> dict[str, torch.Tensor]:
-    return checkpoint.load(Path(f"runs/{name}/checkpoints/last.pt"))["model"]
+    return loaded(f"runs/{name}")["model"]
 
 
 def test_a_bad_video_is_replaced_within_the_budget_and_said_once(
@@ -39,12 +38,12 @@ def test_a_bad_video_is_replaced_within_the_budget_and_said_once(
     assert cli("train", *settings, "name=whole") == 0
     said = capsys.readouterr().err
     assert said.count("another video stands in for dark/train00.mp4 (1 of at most 1)") == 1
-    assert rows("whole")[-2]["bad_videos"] == 1
+    assert [row for row in rows("whole") if row["kind"] == "train"][-1]["bad_videos"] == 1
     # The same weights with loader processes and after a stop; the count goes on too.
     assert cli("train", *settings, "name=parts", "data.num_workers=2", "train.max_steps=5") == 0
     assert cli("train", *settings, "name=parts") == 0
     assert all(torch.equal(a, weights("parts")[n]) for n, a in weights("whole").items())
-    found = checkpoint.load(Path("runs/parts/checkpoints/last.pt"))["bad_videos"]
+    found = loaded("runs/parts")["bad_videos"]
     assert list(found) == ["dark/train00.mp4"]
 
 
@@ -102,7 +101,7 @@ def test_everything_that_draws_is_the_same_at_any_worker_count_and_after_a_stop(
 ) -> None:
     settings = (
         *small_run, "augment=strong", "data.views_per_decode=2", "mix=mixup_cutmix",
-        "model.input.crop_area=[0.2,1.0]", "train.ema_decay=0.9", "train.epochs=2",
+        "model.input.crop_area=[0.2,1.0]", "average=ema", "average.decay=0.9", "train.epochs=2",
     )  # fmt: skip
     assert cli("train", *settings, "name=whole") == 0
     assert rows("whole")[-2]["step"] == 24  # 24 videos x 2 views, in batches of 4, twice

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPO, vidtrain
+from conftest import REPO, loaded, vidtrain
 from omegaconf import OmegaConf
 from test_distributed import losses
 from torch import nn
 
-from vidtrain import checkpoint
 from vidtrain.errors import UsageError
 from vidtrain.models import memory
 from vidtrain.models.c3d import c3d
@@ -150,13 +149,11 @@ def test_a_missing_compiler_is_said_before_any_work(
 
 @pytest.mark.slow
 def test_a_compiled_run_is_evaluated_and_exported(cli: Callable[..., int], small_run: Any) -> None:
-    small_run = (*small_run, "train.ema_decay=0.9", "model.build.dropout=0.0", "train.max_steps=7")
+    small_run = (*small_run, "average=ema", "average.decay=0.9", "model.build.dropout=0.0", "train.max_steps=7")
     options = ("model.compile=true", "model.channels_last=true")
     assert cli("train", *small_run, *options) == 0
     assert cli("train", *small_run, "name=plain") == 0
-    one, two = (
-        checkpoint.load(Path(f"runs/{run}/checkpoints/last.pt")) for run in ("small", "plain")
-    )
+    one, two = loaded("runs/small"), loaded("runs/plain")
     assert one["model"].keys() == two["model"].keys()
     assert one["average"].keys() == two["average"].keys()
     assert losses(Path("runs/small")) == pytest.approx(losses(Path("runs/plain")), rel=0.01)

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from vidtrain import checkpoint
 from vidtrain.errors import InputError
 from vidtrain.models.weights.reading import read_weights
 
@@ -73,13 +72,6 @@ def test_a_prefix_of_some_keys_only_stays(tmp_path: Path) -> None:
     state = {"module.a": torch.zeros(1), "b": torch.ones(1)}
     torch.save(state, tmp_path / "file.pth")
     same(read_weights(tmp_path / "file.pth"), state)
-
-
-def test_our_own_checkpoint(tmp_path: Path) -> None:
-    net = nn.Linear(3, 2)
-    state = {"model": net.state_dict(), "average": None, "config": {"a": 1}, "step": 4}
-    checkpoint.save(tmp_path / "best.pt", state)
-    same(read_weights(tmp_path / "best.pt"), {k: v.detach() for k, v in net.state_dict().items()})
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])

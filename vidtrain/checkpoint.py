@@ -1,84 +1,203 @@
-"""Checkpoints: written whole or not at all, read without running code, never lost to a failure."""
+"""Checkpoints: folders written whole or not at all, checked by sums, read without running code.
 
+    checkpoints/step_00000120/model.safetensors     the weights
+                              average.safetensors   the averaged weights, if there are any
+                              state.pt              optimizer, loss scaler, counters
+                              manifest.json         step, classes, figures, size and sum of each file
+    checkpoints/last, best                          links to such folders
+
+A folder gets its name when all of its files are on the disk, so one with a name is complete.
+"""
+
+import contextlib
+import hashlib
+import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from vidtrain.errors import InputError
 
-FORMAT = 1
+FORMAT = 2
+MANIFEST, MODEL, AVERAGE, STATE = ("manifest.json", "model.safetensors", "average.safetensors",
+                                   "state.pt")  # fmt: skip
+Tensors = dict[str, torch.Tensor]
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Writes a checkpoint atomically: temporary file, fsync, rename, fsync of the folder.
+def write(
+    folder: Path, step: int, *, model: Tensors, average: Tensors | None, state: dict[str, Any],
+    about: dict[str, Any],
+) -> Path:  # fmt: skip
+    """Writes the checkpoint of a step; an unfinished or damaged one of that step is replaced.
 
     Args:
-        path: Final file.
-        state: Tensors and plain Python values only, so that it loads with weights_only.
+        folder: Where checkpoints are kept.
+        step: Optimizer steps taken.
+        model: Weights and buffers on the CPU, contiguous.
+        average: The averaged ones, or None.
+        state: What training needs besides: tensors and plain values, for `weights_only` loading.
+        about: Plain JSON values for the manifest.
+
+    Returns:
+        The checkpoint's folder.
 
     Raises:
-        InputError: It cannot be written; what stood at the path before still stands there.
+        InputError: It cannot be written; earlier checkpoints are intact.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    final = folder / f"step_{step:08d}"
+    temporary = folder / f".{final.name}.tmp"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            torch.save({"format": FORMAT, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        raise InputError(_cannot_write(path, error)) from error
-    finally:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        _check_room(folder, [model, average or {}, state])
+        temporary.mkdir()
+        meta = {"format": "pt", "vidtrain": json.dumps(about.get("build"))}
+        save_file(model, temporary / MODEL, metadata=meta)
+        if average is not None:
+            save_file(average, temporary / AVERAGE, metadata=meta)
+        torch.save(state, temporary / STATE)
+        files = {path.name: _facts(path) for path in sorted(temporary.iterdir())}
+        manifest = {"format": FORMAT, "step": step, **about, "files": files}
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
+        for path in (*temporary.iterdir(), temporary):
+            _sync(path)
+        remove(final)
+        os.rename(temporary, final)
+        _sync(folder)
+    except Exception as error:  # torch and safetensors have types of their own for a full disk
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, InputError):
+            raise
+        raise InputError(_cannot_write(final, error)) from error
+    return final
+
+
+def point(link: Path, target: Path) -> None:
+    """Makes `link` (last, best) lead to a checkpoint beside it, atomically."""
+    temporary = link.with_name(f".{link.name}.tmp")
+    try:
         temporary.unlink(missing_ok=True)
-
-
-def duplicate(source: Path, path: Path) -> None:
-    """Makes a second name for a checkpoint's present content, atomically.
-
-    A hard link where the file system has them, else a copy. `save` replaces files and never
-    writes into them, so both names keep what they have.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        try:
-            os.link(source, temporary)
-        except OSError:
-            shutil.copyfile(source, temporary)
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        os.symlink(target.name, temporary)
+        os.replace(temporary, link)
+        _sync(link.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(_cannot_write(path, error)) from error
+        raise InputError(_cannot_write(link, error)) from error
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Reads a checkpoint; nothing in the file is executed.
+def remove(path: Path) -> None:
+    """Removes a checkpoint; half removed it has no name that anyone would read."""
+    if not path.exists():
+        return
+    gone = path.with_name(f".{path.name}.old")
+    shutil.rmtree(gone, ignore_errors=True)
+    os.rename(path, gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def tidy(folder: Path) -> None:
+    """Removes what a kill left half written or half removed."""
+    for path in folder.glob(".step_*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def all_steps(folder: Path) -> list[Path]:
+    """Returns the checkpoints of a folder, the oldest first."""
+    return sorted(path for path in folder.glob("step_*") if path.is_dir())
+
+
+def manifest_of(path: Path) -> dict[str, Any]:
+    """Reads the manifest of a checkpoint: step, class_names, build, figures, files.
 
     Raises:
-        InputError: The file is missing, damaged, or not one of ours.
+        InputError: There is no such checkpoint, or it is damaged.
     """
-    if not path.is_file():
-        there = sorted(p.name for p in path.parent.glob("*.pt"))
+    file = path / MANIFEST
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        parent = path.parent
+        there = [p.name for p in all_steps(parent)] if parent.is_dir() else []
         raise InputError(
             f"no checkpoint {path}; "
             + (f"the folder has {', '.join(there)}" if there else "train the run first")
-        )
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises many types for damaged files
-        raise InputError(
-            f"checkpoint {path} cannot be read ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}); use another checkpoint of the run"
-        ) from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        ) from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"checkpoint {path}: {file.name} is damaged ({error}){_USE}") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise InputError(f"{path} is not a vidtrain checkpoint of format {FORMAT}")
-    return state
+    return found
+
+
+_USE = "; use another checkpoint of the run"
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Reads every file of a checkpoint, holds it against its sum, and returns the manifest.
+
+    Raises:
+        InputError: A file is missing or damaged; the message names it.
+    """
+    manifest = manifest_of(path)
+    for name, facts in manifest["files"].items():
+        file = path / Path(name).name
+        try:
+            found = _facts(file)
+        except OSError as error:
+            raise InputError(f"checkpoint {path}: {name} is not there ({error}){_USE}") from error
+        if found != facts:
+            raise InputError(
+                f"checkpoint {path}: {name} is damaged ({found['bytes']} of {facts['bytes']} "
+                f"bytes, or other content than was written){_USE}"
+            )
+    return manifest
+
+
+def weights(path: Path, *, averaged: bool) -> Tensors:
+    """Reads the weights of a checkpoint, on the CPU; nothing in it is executed.
+
+    Args:
+        path: The checkpoint's folder.
+        averaged: Take the averaged ones where there are any.
+
+    Raises:
+        InputError: They are missing or damaged.
+    """
+    name = AVERAGE if averaged and (path / AVERAGE).exists() else MODEL
+    try:
+        return load_file(path / name)
+    except Exception as error:  # safetensors has types of its own
+        raise InputError(f"checkpoint {path}: {name} cannot be read ({error}){_USE}") from error
+
+
+def state(path: Path, device: torch.device | str) -> dict[str, Any]:
+    """Reads what training needs besides the weights; nothing in it is executed.
+
+    Raises:
+        InputError: It is missing or damaged.
+    """
+    try:
+        return torch.load(path / STATE, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises many types for damaged files
+        reason = str(error).splitlines()[0]
+        raise InputError(f"checkpoint {path}: {STATE} cannot be read ({reason}){_USE}") from error
+
+
+def digest(tensors: Tensors) -> str:
+    """Returns the SHA-256 over names, types, shapes and bytes, whatever the order and device."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
 
 
 def config_differences(
@@ -108,8 +227,31 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _facts(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _check_room(folder: Path, parts: Iterable[Any]) -> None:
+    needed = int(1.05 * sum(map(_bytes, parts))) + 2**20
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise InputError(
+            f"a checkpoint takes {needed / 1e6:.0f} MB and {folder} has {free / 1e6:.0f} MB free; "
+            "earlier checkpoints are intact: free some space, or give another folder with runs="
+        )
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    if isinstance(value, dict):
+        return sum(map(_bytes, value.values()))
+    return sum(map(_bytes, value)) if isinstance(value, list | tuple) else 8
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -121,8 +263,7 @@ def _cannot_write(path: Path, error: Exception) -> str:
         free = f"{shutil.disk_usage(path.parent).free / 1e6:.0f} MB free there"
     except OSError:
         free = "the folder cannot be read"
-    kept = f"; the earlier {path.name} is intact" if path.exists() else ""
     return (
-        f"cannot write {path}: {str(error).splitlines()[0]} ({free}){kept}; "
-        "free some space or give another folder with runs="
+        f"cannot write {path}: {str(error).splitlines()[0]} ({free}); earlier checkpoints are "
+        "intact: free some space or give another folder with runs="
     )

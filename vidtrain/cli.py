@@ -1,14 +1,18 @@
 """The command line: a stage name leads to its root YAML, Hydra composes it, its function runs.
 
 Nothing heavy is imported before a stage runs, so that `vidtrain --help` answers at once.
-Exit codes: 0 done, 1 failed, 2 wrong command line or config, 128 + signal when interrupted.
+Exit codes: 0 done, 1 failed, 2 wrong command line or config, 75 stopped by a signal with the state
+saved, 128 + signal when interrupted otherwise.
 """
 
 import importlib
 import os
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,8 @@ from vidtrain.errors import InputError, Interrupted, UsageError, did_you_mean
 FIRST_STAGES = ("train", "eval", "export", "stats", "check", "index", "prepare")
 # A bare word after these stages is the value of this key: `vidtrain models 'x3d*'`.
 BARE_WORD = {"models": "pattern", "benchmark": "what"}
+# Bare words after these stages are run folders.
+BARE_FOLDERS = ("plot", "repro")
 # Flags of a stage that are short for a setting.
 FLAGS = {"models": {"--json": "json=true", "--detail": "detail=true"}}
 
@@ -63,7 +69,7 @@ def run(argv: list[str]) -> int:
     except InputError as error:
         return _complain(str(error), 1)
     except Interrupted as error:
-        return _complain(str(error), 128 + error.signum)
+        return _complain(str(error), error.code)
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
     except Exception:  # a bug, ours or a library's: the traceback is what helps
@@ -102,6 +108,8 @@ def _dispatch(argv: list[str]) -> int:
         print(_stage_help(stage, rest), end="")
         return 0
     rest = [FLAGS.get(stage, {}).get(word, word) for word in rest]
+    if stage in BARE_FOLDERS:
+        rest = _folders(rest)
     key = BARE_WORD.get(stage)
     if key is not None:
         before = ["", *rest]
@@ -115,32 +123,107 @@ def _dispatch(argv: list[str]) -> int:
     return 0
 
 
-def _run_stage(stage: str, overrides: list[str]) -> None:
-    from vidtrain import composing  # imports Hydra: not for --help
+def _folders(words: list[str]) -> list[str]:
+    """Returns the words with all bare ones joined to `folders=[...]`."""
+    before = ["", *words]
+    bare = [word for last, word in zip(before, words, strict=False)
+            if word[:1] not in "-+~" and "=" not in word and last not in ("--config-dir", "--cfg")]
+    quoted = ",".join("'" + word.replace("'", "\\'") + "'" for word in bare)
+    return [word for word in words if word not in bare] + [f"folders=[{quoted}]"] * bool(bare)
 
-    failures: list[Exception] = []
 
-    def call(config: Any) -> Any:
+@dataclass
+class Call:
+    """What Hydra calls for each run: here or, sent there by a launcher, in another process.
+
+    Attributes:
+        stage: Name of the stage.
+        argv: The command line as it is recorded.
+        sweep: Folder of the sweep; None: there is one run.
+        began: When this command began.
+        pid: The process that it began in.
+        failures: What went wrong in the one run.
+    """
+
+    stage: str
+    argv: list[str]
+    sweep: str | None = None
+    began: float = field(default_factory=time.time)
+    pid: int = field(default_factory=os.getpid)
+    failures: list[Exception] = field(default_factory=list)
+
+    def __call__(self, config: Any) -> Any:
+        """Runs the stage; in a sweep notes in the run's folder how it ended.
+
+        Returns:
+            What the stage returns. In a sweep None where it failed and, in another process than the
+            sweep's, `sweeps.INTERRUPTED` where a signal stopped it.
+        """
+        from vidtrain import composing
+
+        if self.sweep is not None:
+            return self._in_sweep(config)
         try:
-            function: Callable[[Any], Any] = getattr(
-                importlib.import_module(f"vidtrain.stages.{stage}"), stage
-            )
-            return function(composing.to_objects(config))
+            return self._function()(composing.to_objects(config))
         except Interrupted as error:
-            raise _Stop(error) from error  # ends a sweep too
+            raise _Stop(error) from error
         except Exception as error:  # Hydra would add its own lines to the message
-            if failures:
-                _complain(f"an earlier run of the sweep failed: {failures[-1]}", 1)
-            failures.append(error)
+            self.failures.append(error)
             composing.leave_no_empty_folder(config)
             return None
 
+    def _function(self) -> Callable[[Any], Any]:
+        module = importlib.import_module(f"vidtrain.stages.{self.stage}")
+        function: Callable[[Any], Any] = getattr(module, self.stage)
+        return function
+
+    def _in_sweep(self, config: Any) -> Any:
+        from vidtrain import composing, sweeps
+
+        sys.argv = self.argv
+        run = sweeps.Running(*composing.sweep_record(config, self.began))
+        try:
+            objects = composing.to_objects(config)
+            run.record.metric = composing.compared_by(objects)
+            value = self._function()(objects)
+            run.end("done")
+            return value
+        except Interrupted as error:
+            run.end(sweeps.INTERRUPTED, str(error))
+            if os.getpid() == self.pid:
+                raise _Stop(error) from error  # ends the sweep
+            _complain(str(error), error.code)
+            return sweeps.INTERRUPTED
+        except KeyboardInterrupt:
+            run.end(sweeps.INTERRUPTED, "interrupted")
+            raise
+        except Exception as error:  # the other runs go on
+            if not isinstance(error, InputError):
+                traceback.print_exc()
+            run.end("failed", str(error) or type(error).__name__)
+            _complain(f"run {run.folder.name} of the sweep failed: {error}", 1)
+            return None
+
+
+def _run_stage(stage: str, overrides: list[str]) -> None:
+    from vidtrain import composing  # imports Hydra: not for --help
+
+    call = Call(stage, [f"vidtrain {stage}", *overrides])
     try:
         composing.run_hydra(stage, overrides, call, conf=conf_dir())
     except _Stop as stop:
         raise stop.reason from None
-    if failures:
-        raise failures[-1]
+    finally:
+        failed, interrupted = composing.end_sweep(call) if call.sweep else (0, 0)
+    if call.failures:
+        raise call.failures[-1]
+    if interrupted:
+        raise Interrupted(
+            signal.SIGTERM, f"{interrupted} runs of the sweep were stopped by a signal and have "
+            "their state saved; the same command goes on from there", saved=True,
+        )  # fmt: skip
+    if failed:
+        raise InputError(f"{failed} runs of the sweep in {call.sweep} failed, see sweep.md there")
 
 
 def _stage_help(stage: str, argv: list[str]) -> str:
@@ -149,7 +232,8 @@ def _stage_help(stage: str, argv: list[str]) -> str:
     text = [f"vidtrain {stage}: {comment}\n"]
     folders = [conf_dir(), *(Path(p) for p in _config_dirs(argv))]
     body = root.read_text("utf-8")
-    groups = [g.name for g in sorted(conf_dir().iterdir()) if g.is_dir() and f"{g.name}:" in body]
+    groups = [g.name for g in sorted(conf_dir().iterdir()) 
+              if g.is_dir() and g.name != "hydra" and f"{g.name}:" in body]
     if "model:" in body:
         groups.insert(0, "clip_sampler")
     for group in groups:

@@ -7,6 +7,21 @@ from omegaconf import MISSING
 
 
 @dataclass
+class PublishedDataConfig:
+    """The official counts of a data set: what a dry run goes by where the videos are not there.
+
+    Attributes:
+        num_classes: Classes.
+        num_train: Videos of the training split.
+        num_val: Videos of the validation split.
+    """
+
+    num_classes: int = MISSING
+    num_train: int = MISSING
+    num_val: int = MISSING
+
+
+@dataclass
 class DataConfig:
     """Which videos, and how they are read.
 
@@ -26,6 +41,9 @@ class DataConfig:
             hangs at is named; 0 waits forever.
         views_per_decode: Clips that are cut from each decoded video in training, each with its own
             crop, flip and augmentation (repeated augmentation); they count as clips of the batch.
+        class_balance: How far the classes of a skewed set are evened out, 0 to 1: videos are drawn
+            in proportion to (videos of their class)^-class_balance; 0: each once an epoch.
+        published: The official counts.
         index: File that the packet index is kept in; null: one for each root in the cache folder.
         prepared: Folder that `vidtrain prepare` wrote; null: the originals are read.
         quarantine: File that `vidtrain check` wrote; training leaves the videos in it out.
@@ -46,6 +64,8 @@ class DataConfig:
     prefetch_batches: int = 2
     timeout_seconds: float = 300.0
     views_per_decode: int = 1
+    class_balance: float = 0.0
+    published: PublishedDataConfig | None = None
     index: str | None = None
     prepared: str | None = None
     quarantine: str | None = None
@@ -126,15 +146,24 @@ class BenchmarkConfig:
     """Root of `vidtrain benchmark`.
 
     Attributes:
-        what: What to measure: input.
-        files: Videos to use, a folder or a glob; null: clips generated on the spot.
-        patterns: Ways of sampling to measure: 32x2, 8x8, tsn8, eval10x3.
+        what: What to measure: input, or step.
+        files: Videos to use, a folder or a glob; null: clips generated on the spot. Input only.
+        patterns: Ways of sampling to measure: 32x2, 8x8, tsn8, eval10x3. Input only.
         rounds: Measured rounds, after one to warm up.
-        clips: Clips per round and pattern.
-        peers: Programs to compare with: pytorchvideo, mmaction2.
+        clips: Clips per round and pattern. Input only.
+        peers: Programs to compare with: pytorchvideo, mmaction2. Input only.
         mmaction2_python: Python of the environment that MMAction2 is installed in.
-        output: Folder to write results.json and a table to.
-        seed: Seed of the clips' starts and crops.
+        models: Models whose training step is measured. This and what follows: step only.
+        batch_size: Clips per step.
+        crop_size: Side of the clips, pixels; null: the model's own.
+        num_frames: Frames of the clips; null: the model's own.
+        dtype: Precision of ours and of the plain loop: fp32, bf16 or fp16.
+        options: What to measure the gain of: channels_last, bf16, fp16, compile, or all: the first,
+            the second and the last at once.
+        device: auto, cpu, cuda or cuda:N.
+        num_threads: CPU threads; null: torch's choice.
+        output: Folder to write figures and a table to.
+        seed: Seed of the clips' starts and crops, and of the order of turns.
     """
 
     what: str = "input"
@@ -144,5 +173,13 @@ class BenchmarkConfig:
     clips: int = 16
     peers: list[str] = field(default_factory=lambda: ["pytorchvideo"])
     mmaction2_python: str | None = None
+    models: list[str] = field(default_factory=lambda: ["x3d_xs"])
+    batch_size: int = 4
+    crop_size: int | None = None
+    num_frames: int | None = None
+    dtype: str = "fp32"
+    options: list[str] = field(default_factory=lambda: ["channels_last", "bf16", "compile"])
+    device: str = "auto"
+    num_threads: int | None = None
     output: str = "runs/benchmark"
     seed: int = 0

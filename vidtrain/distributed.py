@@ -1,7 +1,7 @@
 """One process or many: the only module that talks to torch.distributed."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -113,13 +113,18 @@ def mean(values: torch.Tensor, world: World) -> torch.Tensor:
     return values
 
 
+def any_each(flags: Sequence[bool], world: World) -> list[bool]:
+    """Returns for each flag whether it is true on any process; every process gets the same."""
+    if world.size == 1:
+        return list(flags)
+    shared = torch.tensor([int(flag) for flag in flags], device=world.device)
+    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+    return [bool(flag) for flag in shared.tolist()]
+
+
 def any_true(flag: bool, world: World) -> bool:
     """Returns whether the flag is true on any process; every process gets the same answer."""
-    if world.size == 1:
-        return flag
-    shared = torch.tensor(int(flag), device=world.device)
-    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
-    return bool(shared.item())
+    return any_each([flag], world)[0]
 
 
 def gather(value: Any, world: World) -> list[Any]:

@@ -29,12 +29,19 @@ def did_you_mean(word: str, names: Iterable[str], *, cutoff: float = 0.6) -> str
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop; its state is saved. The command line exits with 128 + signum.
+    """A signal asked the run to stop.
 
     Attributes:
         signum: Number of the signal.
+        saved: Whether the same command goes on from there: the command line then exits with 75
+            (EX_TEMPFAIL of sysexits.h), else with 128 + signum.
     """
 
-    def __init__(self, signum: int, message: str) -> None:
+    def __init__(self, signum: int, message: str, *, saved: bool = False) -> None:
         super().__init__(message)
-        self.signum = signum
+        self.signum, self.saved = signum, saved
+
+    @property
+    def code(self) -> int:
+        """Exit code."""
+        return 75 if self.saved else 128 + self.signum

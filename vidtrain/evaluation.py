@@ -8,7 +8,7 @@ from torch import nn
 from vidtrain import distributed
 from vidtrain.data.eval_loading import EvalLoader, ViewWindow
 from vidtrain.distributed import World
-from vidtrain.tasks.classification import Scores
+from vidtrain.tasks.scores import Scores
 from vidtrain.training.precision import Precision
 
 # Raw clips (B, T, S, S, 3) uint8 on the device to what the model takes.
@@ -69,7 +69,7 @@ def evaluate(
     videos = loader.views.videos.videos
     assert sorted(views) == list(range(len(videos))), "a video lost"
     return [
-        Scores(id=videos[index].id, label=videos[index].label,
+        Scores(id=videos[index].id, labels=videos[index].all_labels,
                views=torch.cat(views[index]).numpy())
         for index in range(len(videos))
     ]  # fmt: skip

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from vidtrain import build, checkpoint, distributed, runlog
+from vidtrain import build, build_data, checkpoint, distributed, runlog
 from vidtrain.config import ExportConfig, RunConfig
 from vidtrain.distributed import World
 from vidtrain.errors import InputError, UsageError
@@ -18,7 +18,7 @@ class Finished:
 
     Attributes:
         folder: Run folder.
-        checkpoint: File that the weights come from, or their address.
+        checkpoint: Checkpoint that the weights come from, or their address.
         step: Optimizer steps that the weights have had.
         model: The network in eval mode, on its device: the averaged weights if the run has them.
         class_names: Names by label, as the run was trained.
@@ -46,28 +46,34 @@ def open_run(config: RunConfig, world: World) -> Finished:
     return found
 
 
+def checkpoint_folder(run: Path, name: str) -> Path:
+    """Returns the folder of a checkpoint: best, last, or a path."""
+    if name not in ("best", "last"):
+        return Path(name)
+    return run / "checkpoints" / name
+
+
 def _from_run(config: RunConfig) -> Finished:
     folder = Path(config.run)
-    named = config.checkpoint in ("best", "last")
-    path = folder / "checkpoints" / f"{config.checkpoint}.pt" if named else Path(config.checkpoint)
-    state = checkpoint.load(path, "cpu")
-    names = tuple(state["class_names"])
+    path = checkpoint_folder(folder, config.checkpoint)
+    manifest = checkpoint.verify(path)
+    names = tuple(manifest["class_names"])
     model = build.model(config.model, num_classes=len(names), seed=0)
     try:
-        model.load_state_dict(state["average"] or state["model"])
+        model.load_state_dict(checkpoint.weights(path, averaged=True))
     except RuntimeError as error:
         raise InputError(
             f"{path} does not fit model={config.model.name}: {str(error).splitlines()[1].strip()}; "
             "leave the run's model as it is"
         ) from error
     return Finished(
-        folder=folder, checkpoint=str(path), step=state["step"], model=model, class_names=names
+        folder=folder, checkpoint=str(path), step=manifest["step"], model=model, class_names=names
     )
 
 
 def _from_weights(config: RunConfig, world: World) -> Finished:
     """Published weights as they are, for the classes of the data set they were trained on."""
-    names = distributed.together(lambda: build.videos(config.data, "val"), world).class_names
+    names = distributed.together(lambda: build_data.videos(config.data, "val"), world).class_names
     model = build.model(config.model, num_classes=len(names), seed=0)
     started = start_from(config.model, model, world, keep_head=True)
     if started is None:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM stop a run between two steps, with its state saved."""
+"""Ctrl-C, SIGTERM and SIGUSR1 stop a run between two steps, with its state saved."""
 
 import signal
 import threading
@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+
+# SIGUSR1 is what Slurm is asked to send ahead of a time limit.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 @dataclass
@@ -21,7 +24,7 @@ class Stop:
 
 @contextmanager
 def deferred() -> Iterator[Stop]:
-    """Notes SIGINT and SIGTERM instead of dying; a second Ctrl-C interrupts at once."""
+    """Notes the signals instead of dying; a second Ctrl-C interrupts at once."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # a launcher's thread: signals are not ours to handle
@@ -32,7 +35,7 @@ def deferred() -> Iterator[Stop]:
             raise KeyboardInterrupt
         stop.signum = signum
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, note) for number in SIGNALS}
     try:
         yield stop
     finally:

@@ -1,39 +1,73 @@
-"""What a training consists of: built once in reading order, saved and restored as one."""
+"""What a training consists of: built once, in reading order."""
 
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import nn
 
-from vidtrain import build, checkpoint, distributed, provenance
+from vidtrain import build, build_data, distributed, provenance, teaching
 from vidtrain.bad_videos import BadVideos
-from vidtrain.config import TrainConfig
+from vidtrain.checkpoint import all_steps
+from vidtrain.config_train import EvalConfig, TrainConfig
 from vidtrain.data.augment import Augment
 from vidtrain.data.eval_loading import EvalLoader
 from vidtrain.data.loading import Plan, TrainClips
 from vidtrain.data.preparing import prepared_record
+from vidtrain.data.video import VideoList
 from vidtrain.distributed import World
 from vidtrain.errors import InputError, UsageError
+from vidtrain.nonfinite import NonFinite
 from vidtrain.starting import Started, start_from
-from vidtrain.targets import component, prepared
-from vidtrain.training.averaging import average_of
+from vidtrain.targets import component
+from vidtrain.training import batch_norm
 from vidtrain.training.mixing import Mix
 from vidtrain.training.precision import Precision
+from vidtrain.training.timeline import Timeline
 
-# Settings that may differ between the parts of a resumed run: they do not change the weights.
-FREE_TO_CHANGE = (
-    "name", "runs", "run_dir", "resume", "device", "num_threads", "data.root", "data.num_workers",
-    "data.prefetch_batches", "data.timeout_seconds", "data.index", "data.max_bad_fraction",
-    "data.prepared", "model.checkpointing", "model.published", "train.log_every_steps",
-    "train.save_every_steps", "train.max_steps", "eval.",
-)  # fmt: skip
+
+@dataclass
+class Progress:
+    """How far a training is.
+
+    Attributes:
+        step: Optimizer steps taken.
+        best: The best validations, {"step", "value", "figures"}, the best first.
+        stale: Validations since the best one.
+    """
+
+    step: int = 0
+    best: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    stale: int = 0
+
+    def judge(self, value: float, figures: dict[str, Any], *, lower_is_better: bool,
+              keep: int) -> bool:  # fmt: skip
+        """Notes a validation at the present step.
+
+        Args:
+            value: The figure that "best" goes by.
+            figures: All figures, for the record.
+            lower_is_better: Whether a lower value is better.
+            keep: Validations to remember.
+
+        Returns:
+            Whether it is among the best; of equal ones the earlier is better.
+        """
+        before = self.best[0]["step"] if self.best else None
+        sign = 1.0 if lower_is_better else -1.0
+        if not math.isfinite(value):
+            value = sign * math.inf
+        entry = {"step": self.step, "value": value, "figures": figures}
+        ranked = sorted([*self.best, entry], key=lambda row: (sign * row["value"], row["step"]))
+        self.best = ranked[:keep]
+        improved = self.best[0]["step"] != before
+        self.stale = 0 if improved else self.stale + 1
+        return any(row["step"] == self.step for row in self.best)
 
 
 @dataclass
@@ -44,6 +78,8 @@ class Parts:
         clips: Training samples.
         val: Validation views of this process.
         plan: Arithmetic of batches.
+        timeline: Steps and epochs of the whole training.
+        task: What is optimised and measured.
         model: The plain network, on its device.
         network: The network as it is called: wrapped for DDP, or the same.
         average: Averaged weights, or None.
@@ -53,28 +89,30 @@ class Parts:
         augment: What happens to each clip on the device, or None.
         mix: Mixup and cutmix, or None.
         bad: Unreadable videos met so far.
+        nonfinite: Steps left out because something was not finite.
         prepared: What `vidtrain prepare` did to the videos, or None.
         started: The weights that this start of the run took, or None.
-        step: Optimizer steps taken.
-        best: Best validation so far, {"top1": share, "step": step}; or empty.
+        progress: How far it is.
     """
 
     clips: TrainClips
     val: EvalLoader
     plan: Plan
+    timeline: Timeline
+    task: Any
     model: nn.Module
     network: nn.Module
-    average: ModelEmaV3 | None
+    average: Any
     optimizer: torch.optim.Optimizer
     schedule: Callable[[int], float]
     precision: Precision
     augment: Augment | None
     mix: Mix | None
     bad: BadVideos
+    nonfinite: NonFinite
     prepared: dict[str, Any] | None
     started: Started | None
-    step: int = 0
-    best: dict[str, float] = dataclasses.field(default_factory=dict)
+    progress: Progress = dataclasses.field(default_factory=Progress)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -92,48 +130,46 @@ class Parts:
 
 
 def build_parts(config: TrainConfig, world: World) -> Parts:
-    """Builds everything: precision, data, model, optimizer, schedule.
+    """Builds everything: precision, data, task, model, optimizer, schedule, average.
 
     Raises:
         UsageError: Settings that are wrong or do not fit together.
         InputError: The data is not there or not readable.
     """
-    if config.seed < 0:
-        raise UsageError(f"seed={config.seed} must be at least 0")
+    build.check_loop(config)
     precision = Precision(config.precision.dtype, world.device, tf32=config.precision.tf32)
-    clips, val = build_data(config, world)
-    num_videos, names = len(clips.videos.videos), clips.videos.class_names
-    plan = build.plan(config.train, config.data, num_videos=num_videos, world_size=world.size)
+    train, held_out = lists(config, world)
+    plan = build.plan(config, train, world_size=world.size)
+    timeline = Timeline(plan.epoch_steps, plan.batch_size)
     augment = component(config.augment, "augment") if config.augment is not None else None
-    mix = component(config.mix, "mix") if config.mix is not None else None
-    if mix is not None and plan.micro_batch // plan.views_per_decode % 2:
-        raise UsageError(
-            f"mix pairs clips, but each of {world.size} processes has {plan.micro_batch} clips of "
-            f"{plan.micro_batch // plan.views_per_decode} videos per micro-batch; make it even "
-            "with train.batch_size or train.accumulate, or use mix=none"
-        )
-    model = build.model(config.model, num_classes=len(names), seed=config.seed)
-    resuming = distributed.share(last_checkpoint(Path(config.run_dir)).exists(), world)
+    mix = pairing(config, plan)
+    task = build.task(config.task, train)
+    model = build.model(config.model, num_classes=len(train.class_names), seed=config.seed)
+    resuming = bool(all_steps(Path(config.run_dir) / "checkpoints"))
+    resuming = distributed.share(resuming, world)
     started = None if resuming else start_from(config.model, model, world)
+    if config.train.sync_bn:
+        model = batch_norm.synchronised(model, world)
     model = model.to(world.device)
     lr_scales = build.finetune(config.finetune, model)
     if started is not None:
         refuse_frozen_noise(started.report.missing, model)
     optimizer = build.optimizer(config.optimizer, model, config.train, lr_scales=lr_scales)
-    schedule = prepared(
-        config.schedule, "schedule", 0,
-        total_steps=plan.total_steps, steps_per_epoch=plan.steps_per_epoch,
-    )  # fmt: skip
-    schedule(0)  # a schedule that does not fit says so now
-    decay = config.train.ema_decay
-    average = average_of(model, decay) if decay is not None else None
+    schedule = build.schedule(config.schedule, timeline)
+    average = None
+    if config.average is not None:
+        average = component(config.average, "average", model, timeline=timeline)
     for network in (model, *([average.module] if average is not None else [])):
         build.fast(config.model, network)
+    task = teaching.with_teacher(task, config, world, precision, train.class_names)
     share, prepared_in = config.data.max_bad_fraction, config.data.prepared
+    val = build_data.eval_views(config, validation(config), held_out, world.device)
     return Parts(
-        clips=clips,
-        val=val,
+        clips=build_data.train_clips(config, train, world.device),
+        val=build_data.eval_loader(val, validation(config), rank=world.rank, world_size=world.size),
         plan=plan,
+        timeline=timeline,
+        task=task,
         model=model,
         network=model,
         average=average,
@@ -142,10 +178,34 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
         precision=precision,
         augment=augment,
         mix=mix,
-        bad=BadVideos(math.floor(share * num_videos), share),
+        bad=BadVideos(math.floor(share * len(train.videos)), share),
+        nonfinite=NonFinite(config.train.skip_nonfinite),
         prepared=prepared_record(prepared_in) if prepared_in is not None else None,
         started=started,
     )
+
+
+def validation(config: TrainConfig) -> EvalConfig:
+    """Returns the views that are validated on while training."""
+    few = {key: value for key in ("num_clips", "num_crops")
+           if (value := getattr(config.validate, key)) is not None}  # fmt: skip
+    return dataclasses.replace(config.eval, **few)
+
+
+def pairing(config: TrainConfig, plan: Plan) -> Mix | None:
+    """Returns how clips are mixed, or None.
+
+    Raises:
+        UsageError: A process has an odd number of videos, so that one has no partner.
+    """
+    mix = component(config.mix, "mix") if config.mix is not None else None
+    if mix is not None and plan.micro_batch // plan.views_per_decode % 2:
+        raise UsageError(
+            f"mix pairs clips, but each of {plan.world_size} processes has {plan.micro_batch} clips"
+            f" of {plan.micro_batch // plan.views_per_decode} videos per micro-batch; make it even "
+            "with train.batch_size or train.accumulate, or use mix=none"
+        )
+    return mix
 
 
 def refuse_frozen_noise(missing: Sequence[str], model: nn.Module) -> None:
@@ -168,106 +228,21 @@ def refuse_frozen_noise(missing: Sequence[str], model: nn.Module) -> None:
         )
 
 
-def build_data(config: TrainConfig, world: World) -> tuple[TrainClips, EvalLoader]:
-    """Builds the training samples and this process's validation views.
+def lists(config: TrainConfig, world: World) -> tuple[VideoList, VideoList]:
+    """Returns the videos of the training and the validation split.
 
     Raises:
-        UsageError: Settings that are wrong or do not fit together.
         InputError: The data is not there, not readable, or of one class.
     """
     # Rank 0 first: a source may have to write its files.
-    listed = distributed.together(lambda: build.videos(config.data, "train"), world)
+    listed = distributed.together(partial(build_data.videos, config.data, "train"), world)
     names = listed.class_names
     held_out = distributed.together(
-        lambda: build.videos(config.data, "val", class_names=names), world
+        partial(build_data.videos, config.data, "val", class_names=names), world
     )
     if len(names) < 2:
         raise InputError(
             f"data={config.data.name} has one class only ({', '.join(names)}) in "
             f"{config.data.root}; there is nothing to tell apart: is data.root one folder off?"
         )
-    views = build.eval_views(config, config.eval, held_out, world.device)
-    return (
-        build.train_clips(config, listed, world.device),
-        build.eval_loader(views, config.eval, rank=world.rank, world_size=world.size),
-    )
-
-
-def last_checkpoint(folder: Path) -> Path:
-    """Returns the file that a run folder is resumed from."""
-    return folder / "checkpoints" / "last.pt"
-
-
-def save(parts: Parts, config: TrainConfig, folder: Path) -> None:
-    """Writes checkpoints/last.pt, and best.pt if this step's validation was the best so far.
-
-    Raises:
-        InputError: It cannot be written; earlier checkpoints are intact.
-    """
-    last = last_checkpoint(folder)
-    state = {
-        "model": parts.model.state_dict(),
-        "average": None if parts.average is None else parts.average.module.state_dict(),
-        "optimizer": parts.optimizer.state_dict(),
-        "scaler": parts.precision.scaler.state_dict(),
-        "step": parts.step,
-        "best": parts.best,
-        "bad_videos": parts.bad.found,
-        "class_names": list(parts.class_names),
-        "config": dataclasses.asdict(config),
-        "data": parts.data_record,
-    }
-    checkpoint.save(last, state)
-    if parts.best.get("step") == parts.step:
-        checkpoint.duplicate(last, last.with_name("best.pt"))
-
-
-def restore(parts: Parts, config: TrainConfig, folder: Path, world: World) -> None:
-    """Takes the run folder's last checkpoint up, if there is one.
-
-    Raises:
-        UsageError: The config or the data has changed, or resume=false met a checkpoint.
-        InputError: The checkpoint is damaged.
-    """
-    last = last_checkpoint(folder)
-    there = last.exists()
-    if there != distributed.share(there, world):
-        raise InputError(
-            f"rank 0 {'lacks' if there else 'has'} {last}, this process does not agree; all nodes "
-            "must share the folder of runs (runs=)"
-        )
-    if not there:
-        return
-    if not config.resume:
-        raise UsageError(
-            f"resume=false, but {last} exists; give a new name with name=, or remove the folder"
-        )
-    state = checkpoint.load(last, world.device)
-    changed = checkpoint.config_differences(
-        state["config"], dataclasses.asdict(config), ignore=FREE_TO_CHANGE
-    )
-    for part, now in parts.data_record.items():
-        was = state["data"].get(part)
-        if was != now and part == "prepared":
-            changed.append("what data.prepared holds, or whether it is used")
-        elif was != now:
-            counts = f"{was['videos']} -> {now['videos']} videos" if was else "unknown before"
-            changed.append(f"the list of {part} videos ({counts})")
-    if state["class_names"] != list(parts.class_names):
-        changed.append(f"class names: {state['class_names']} -> {list(parts.class_names)}")
-    if changed:
-        raise UsageError(
-            f"{folder} was trained with other settings ({'; '.join(changed)}); undo the change to "
-            "go on with that run, or start a new one with name="
-        )
-    parts.model.load_state_dict(state["model"])
-    if parts.average is not None:
-        parts.average.module.load_state_dict(state["average"])
-    parts.optimizer.load_state_dict(state["optimizer"])
-    parts.precision.scaler.load_state_dict(state["scaler"])
-    parts.step, parts.best = state["step"], state["best"]
-    parts.bad.found = dict(state["bad_videos"])
-    if (
-        world.is_main and parts.best.get("step") == parts.step
-    ):  # a kill may have come between the two
-        checkpoint.duplicate(last, last.with_name("best.pt"))
+    return listed, held_out

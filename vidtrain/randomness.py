@@ -15,6 +15,7 @@ MIX = 4  # mixup and cutmix
 INIT = 5  # initial weights
 AUGMENT = 6  # augmentation of one clip on the device
 REPLACE = 7  # the sample that stands in for an unreadable one
+STATISTICS = 8  # the clips that batch-norm statistics are taken over
 
 
 def generator(seed: int, purpose: int, *counters: int) -> np.random.Generator:

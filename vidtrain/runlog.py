@@ -6,20 +6,26 @@ Rank 0 alone writes and speaks; on other ranks every method does nothing.
 import json
 import os
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
+import torch
 import yaml
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.utils.tensorboard import SummaryWriter
+from PIL import Image
+from torch import nn
 
+from vidtrain import sinks
+from vidtrain.checkpoint import digest
+from vidtrain.config_train import LogConfig
 from vidtrain.errors import InputError
-
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+from vidtrain.report.clip_pictures import plot_filmstrips, worst_errors
+from vidtrain.report.figures import as_csv, best_figures
+from vidtrain.report.plots import plot_confusion
+from vidtrain.report.terminal import Meter as Meter
+from vidtrain.report.terminal import console
 
 
 @contextmanager
@@ -75,52 +81,149 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def warn(text: str) -> None:
+    """Prints a line that a person has to know of."""
+    console.print(text, markup=False)
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """Returns a picture as (H, W, 3) uint8."""
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def finite(value: torch.Tensor) -> float | None:
+    """Returns a scalar as a float, or None where JSON has no number for it."""
+    return float(value) if value.isfinite() else None
+
+
 class RunLog:
     """The open log of a training run.
 
     Attributes:
         folder: The run folder.
         main: Whether this process writes.
+        step: Step that rows belong to, see `at`.
+        epoch: Epoch that rows belong to.
     """
 
-    def __init__(self, folder: Path, *, main: bool, start_step: int) -> None:
-        """Opens metrics.jsonl and TensorBoard; forgets what came after the step resumed from.
+    def __init__(
+        self, folder: Path, config: LogConfig, *, main: bool, start_step: int,
+        settings: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        """Opens the files and `config.to`; forgets what came after the step resumed from.
+
+        Args:
+            folder: The run folder.
+            config: Where to log to.
+            main: Whether this process writes.
+            start_step: Step that the training goes on from.
+            settings: All of the training's, for what shows them beside its figures.
 
         Raises:
+            UsageError: A place to log to is unknown, not installed, or lets nobody in.
             InputError: The folder cannot be written.
         """
-        self.folder, self.main = folder, main
+        self.folder, self.main, self.step, self.epoch = folder, main, start_step, 0.0
+        self.config, self.sinks = config, list[sinks.Sink]()
+        sinks.check(config)
         if not main:
             return
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "metrics.jsonl"
-        kept = [row for row in read_rows(self.path) if row["step"] <= start_step]
-        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
-        with writing(self.path):
-            self.file: TextIO = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
-            self.board = SummaryWriter(folder / "tensorboard", purge_step=start_step + 1)
+        self.files: dict[str, TextIO] = {}
+        for name in ("metrics", "speed", "nonfinite"):
+            path = folder / f"{name}.jsonl"
+            kept = [row for row in read_rows(path) if row["step"] <= start_step]
+            if kept or name != "nonfinite":
+                write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+        self.sinks = self._opened(settings or {})
+
+    def at(self, step: int, epoch: float) -> None:
+        """Sets the step and the epoch of the rows that follow."""
+        self.step, self.epoch = step, epoch
 
     def row(self, kind: str, **values: Any) -> None:
-        """Adds a row (kind train or val, with step and epoch) to metrics.jsonl and TensorBoard."""
+        """Adds a row to metrics.jsonl and its numbers to the curves.
+
+        Nothing in it may depend on time or machine: equal runs have equal files. After a validation
+        metrics.csv is made anew.
+
+        Args:
+            kind: train, val (the weights that later stages use), val_raw or weights.
+            values: Plain values.
+        """
+        self._write("metrics", {"kind": kind, "step": self.step, "epoch": self.epoch, **values})
+        self.scalars({f"{kind}/{name}": value for name, value in values.items()})
+        if kind.startswith("val"):
+            self._write_table()
+
+    def speed(self, **values: float) -> None:
+        """Adds a row to speed.jsonl and the curves."""
+        self._write("speed", {"step": self.step, **values})
+        self.scalars({f"speed/{name}": value for name, value in values.items()})
+
+    def weights(self, model: nn.Module) -> None:
+        """Adds a row with the digest of a network's weights, by which runs are compared."""
+        if self.main:
+            sha256 = digest(model.state_dict())
+            self._write("metrics", {"kind": "weights", "step": self.step, "epoch": self.epoch,
+                                    "sha256": sha256})  # fmt: skip
+
+    def left_out(self, facts: dict[str, Any]) -> None:
+        """Adds a row to nonfinite.jsonl, and says so."""
+        self._write("nonfinite", facts)
+        self.say(
+            f"step {facts['step']} is left out: loss {facts['loss']}, gradient norm "
+            f"{facts['grad_norm']}; its videos are in {self.folder / 'nonfinite.jsonl'}"
+        )
+
+    def scalars(self, values: dict[str, Any]) -> None:
+        """Adds numbers to the curves alone."""
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        for sink in self.sinks if numbers else []:
+            sink.numbers(numbers, self.step)
+
+    def best(
+        self, scores: list[Any], found: dict[str, Any], class_names: Sequence[str], *,
+        task: Any = None, views: Any = None,
+    ) -> None:  # fmt: skip
+        """Shows the best validation so far: confusion matrix, and clips of the worst errors.
+
+        Args:
+            scores: Results of all videos.
+            found: Figures of the validation.
+            class_names: By label.
+            task: Says how wrong each was, and in words what it was taken for.
+            views: Evaluation views that clips are read from; None: no clips.
+        """
         if not self.main:
             return
-        with writing(self.path):
-            self.file.write(json.dumps({"kind": kind, **values}) + "\n")
-            self.file.flush()
-            for name, value in values.items():
-                if isinstance(value, int | float) and name not in ("step", "epoch"):
-                    self.board.add_scalar(f"{kind}/{name}", value, values["step"])
+        if "confusion" in found:
+            path = self.folder / "confusion_matrix.png"
+            plot_confusion(np.array(found["confusion"]), class_names, path)
+            self.picture("confusion_matrix", read_picture(path), self.step)
+        if views is None or not self.config.worst:
+            return
+        errors = worst_errors(
+            scores, task.video_loss, lambda score: task.prediction(score, class_names),
+            self.config.worst,
+        )  # fmt: skip
+        if errors:
+            number = {video.id: index for index, video in enumerate(views.videos.videos)}
+            clips = [views.first_clip(number[name])[0].numpy() for name, _ in errors]
+            texts, path = [text for _, text in errors], self.folder / "worst_errors.png"
+            plot_filmstrips(clips, texts, path)
+            self.picture("worst_errors", read_picture(path), self.step, "\n".join(texts))
 
     def text(self, name: str, text: str) -> None:
-        """Adds a text to TensorBoard, as it stands."""
-        if self.main:
-            self.board.add_text(name, f"```\n{text}\n```")
+        """Adds a text to the places that show texts, as it stands."""
+        for sink in self.sinks:
+            sink.text(name, text, self.step)
 
-    def picture(self, name: str, image: Any, step: int) -> None:
-        """Adds an (H, W, 3) uint8 picture to TensorBoard."""
-        if self.main:
-            self.board.add_image(name, image, step, dataformats="HWC")
+    def picture(self, name: str, image: Any, step: int, caption: str = "") -> None:
+        """Adds an (H, W, 3) uint8 picture to the places that show pictures."""
+        for sink in self.sinks:
+            sink.picture(name, image, step, caption)
 
     def say(self, text: str) -> None:
         """Prints one line for the person at the terminal."""
@@ -128,71 +231,44 @@ class RunLog:
             console.print(text, markup=False)
 
     def close(self) -> None:
-        """Flushes and closes the files."""
-        if self.main:
-            with writing(self.path):
-                self.file.close()
-                self.board.close()
+        """Closes the files and the places; an exception that is under way is their exit code."""
+        if not self.main:
+            return
+        failure = sys.exc_info()[1]
+        code = 0 if failure is None else int(getattr(failure, "code", 1))
+        with writing(self.folder):
+            for file in self.files.values():
+                file.close()
+            rows = self._write_table()
+            for sink in self.sinks:
+                sink.close(best_figures(rows), code)
 
+    def _opened(self, settings: dict[str, Any]) -> list[sinks.Sink]:
+        """Opens the places, and keeps the names that this run has there."""
+        path = self.folder / "tracking.json"
+        known = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        found: list[sinks.Sink] = []
+        with writing(self.folder):
+            for name in dict.fromkeys(self.config.to):
+                opening = sinks.Opening(self.folder, settings, self.step, known.get(name), self.say)
+                found.append(sinks.PLACES[name](opening))
+                if found[-1].id is not None and found[-1].id != known.get(name):
+                    known[name] = found[-1].id
+                    write_json(path, known)
+        return found
 
-class Meter:
-    """Progress of a training: a bar on a terminal, a line per report elsewhere."""
+    def _write_table(self) -> list[dict[str, Any]]:
+        rows = read_rows(self.folder / "metrics.jsonl") if self.main else []
+        if rows:
+            write_text(self.folder / "metrics.csv", as_csv(rows))
+        return rows
 
-    def __init__(self, *, total: int, start: int, main: bool) -> None:
-        """Starts at a step; nothing is shown on other ranks than 0."""
-        self.total, self.step, self.main = total, start, main
-        self.first, self.began = start, time.perf_counter()
-        self.mark, self.clips, self.waited = self.began, 0, 0.0
-        self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}  ETA"), TimeRemainingColumn(), console=console,
-            disable=not (main and sys.stderr.isatty()), transient=True,
-        )  # fmt: skip
-        self.task = self.bar.add_task("train", total=total, completed=start, text="")
-        self.bar.start()
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Counts the time inside as waiting for data."""
-        start = time.perf_counter()
-        yield
-        self.waited += time.perf_counter() - start
-
-    def stepped(self, clips: int) -> None:
-        """Counts one optimizer step of so many clips."""
-        self.step, self.clips = self.step + 1, self.clips + clips
-        self.bar.update(self.task, completed=self.step)
-
-    def speed(self) -> dict[str, float]:
-        """Returns clips_per_second and wait_share (of wall time) since the last call."""
-        now = time.perf_counter()
-        seconds = max(now - self.mark, 1e-9)
-        figures = {
-            "clips_per_second": round(self.clips / seconds, 2),
-            "wait_share": round(min(self.waited / seconds, 1.0), 4),
-        }
-        self.mark, self.clips, self.waited = now, 0, 0.0
-        return figures
-
-    def restart_clock(self) -> None:
-        """Leaves out of the speed what just happened, for example a validation."""
-        self.mark, self.clips, self.waited = time.perf_counter(), 0, 0.0
-
-    def show(self, row: dict[str, Any]) -> None:
-        """Shows a train row: in the bar, or as a line where there is no terminal."""
-        text = (
-            f"loss {row['loss']:.4f}  lr {row['lr']:.2e}  {row['clips_per_second']:.1f} clips/s  "
-            f"data wait {row['wait_share']:.0%}"
-        )
-        self.bar.update(self.task, text=text)
-        if self.main and self.bar.disable:
-            console.print(f"step {self.step}/{self.total}  {text}  ETA {self._eta()}", markup=False)
-
-    def _eta(self) -> str:
-        taken = (time.perf_counter() - self.began) / max(1, self.step - self.first)
-        seconds = int(taken * (self.total - self.step))
-        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
-
-    def close(self) -> None:
-        """Takes the bar off the terminal."""
-        self.bar.stop()
+    def _write(self, name: str, row: dict[str, Any]) -> None:
+        if not self.main:
+            return
+        path = self.folder / f"{name}.jsonl"
+        with writing(path):
+            if name not in self.files:
+                self.files[name] = open(path, "a", encoding="utf-8")  # noqa: SIM115
+            self.files[name].write(json.dumps(row) + "\n")
+            self.files[name].flush()

@@ -1,13 +1,16 @@
 """The weights that a network starts from: fetched, read, loaded, and told of."""
 
 import dataclasses
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import torch
+from safetensors import safe_open
 from torch import nn
 
 from vidtrain import distributed, runlog
+from vidtrain.checkpoint import AVERAGE, MANIFEST, MODEL
 from vidtrain.config_model import ModelConfig
 from vidtrain.distributed import World
 from vidtrain.errors import InputError, UsageError
@@ -64,8 +67,10 @@ def start_from(
         for entry in config.published
     ]
 
+    path = own_weights(weights)
+
     def get() -> Fetched:
-        return fetch(weights, published=published, say=_say if world.is_main else _nothing)
+        return fetch(str(path or weights), published=published, say=_say if world.is_main else _nothing)
 
     first = distributed.together(get, world)
     found = first if world.is_main else get()
@@ -76,14 +81,23 @@ def start_from(
     return Started(sha256=found.sha256, report=report, note=note)
 
 
+def own_weights(text: str) -> Path | None:
+    """Returns the file of weights in a run folder or a checkpoint's folder, or None for others."""
+    for folder in (Path(text), Path(text) / "checkpoints" / "best"):
+        if (folder / MANIFEST).is_file():
+            averaged = folder / AVERAGE
+            return averaged if averaged.is_file() else folder / MODEL
+    return None
+
+
 def _check_builder(found: Fetched, target: str) -> None:
     """Refuses a checkpoint of ours from another builder, where names alone would not tell.
 
     TSN and TSM, for one, have the same tensors and compute something else with them.
     """
     try:
-        state = torch.load(found.path, map_location="meta", weights_only=True, mmap=True)
-        made_by = str(state["config"]["model"]["build"]["_target_"])
+        with safe_open(found.path, "pt") as file:
+            made_by = json.loads(file.metadata()["vidtrain"])["_target_"]
     except Exception:  # a file of somebody else, which has been read by its own means
         return
     if made_by != target:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vidtrain import build, runlog
+from vidtrain import build_data, runlog
 from vidtrain.config_data import DataConfig, DataStageConfig
 from vidtrain.data.index_store import default_path
 from vidtrain.data.killable import in_processes
@@ -41,7 +41,7 @@ def videos_of(config: DataStageConfig, data: DataConfig | None = None) -> dict[s
     listed: dict[str, VideoList] = {}
     names: tuple[str, ...] | None = None
     for split in dict.fromkeys(config.splits):
-        listed[split] = build.videos(data or config.data, split, class_names=names)
+        listed[split] = build_data.videos(data or config.data, split, class_names=names)
         names = listed[split].class_names
     return listed
 

@@ -17,7 +17,8 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from vidtrain.errors import InputError, UsageError, did_you_mean
 
 ALLOWED = ("vidtrain.models.", "vidtrain.data.sources.", "vidtrain.data.clip_samplers.",
-           "vidtrain.data.augment.", "vidtrain.training.", "torch.optim.", "torch.nn.")  # fmt: skip
+           "vidtrain.data.augment.", "vidtrain.data.multigrid.", "vidtrain.tasks.",
+           "vidtrain.training.", "torch.optim.", "torch.nn.", "timm.optim.")  # fmt: skip
 ALLOW_VARIABLE = "VIDTRAIN_ALLOW_TARGETS"
 
 

@@ -8,7 +8,7 @@ Videos shorter than a clip: the clip starts at frame 0, and the last frame repea
 no length of clip: of a video with fewer frames than segments, each frame repeats in its place.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -64,11 +64,28 @@ class RandomClip(_Spec):
     """One clip at a random start, every start equally likely.
 
     Source: the dense sampling of Feichtenhofer et al., SlowFast, ICCV 2019, section 4.
+
+    Attributes:
+        max_sampling_rate: Draw each clip's distance of two frames from sampling_rate to this one;
+            None: it is sampling_rate.
     """
+
+    max_sampling_rate: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_sampling_rate is not None and self.max_sampling_rate < self.sampling_rate:
+            raise UsageError(
+                f"clip_sampler.train.max_sampling_rate={self.max_sampling_rate} is below "
+                f"model.input.sampling_rate={self.sampling_rate}"
+            )
 
     def __call__(self, num_frames: int, fps: float | None, rng: np.random.Generator) -> np.ndarray:
         """Returns (1, T) indices."""
         stride = self.stride(fps)
+        if self.max_sampling_rate is not None:
+            rate = int(rng.integers(self.sampling_rate, self.max_sampling_rate + 1))
+            stride *= rate / self.sampling_rate
         start = int(rng.integers(self.room(num_frames, stride) + 1))
         return self.clip(start, num_frames, stride)[None]
 
@@ -157,6 +174,33 @@ class TsnSegments(_Spec):
             places = (np.arange(self.num_clips)[:, None] + 0.5) / self.num_clips
         indices = (np.arange(self.clip_frames) + places) * num_frames / self.clip_frames
         return np.minimum(indices.astype(np.int64), num_frames - 1)
+
+
+def with_frames(sampler: object, frames: int) -> RandomClip | TsnSegments:
+    """Returns the sampler that takes fewer frames from a video, as multigrid training asks.
+
+    A clip lies anywhere between the frames' old distance and the old clip's span: its rate is drawn
+    from sampling_rate to sampling_rate * (T // frames). Segments go on covering the whole video.
+
+    Source: Wu et al., multigrid, CVPR 2020; get_random_sampling_rate in slowfast/datasets/utils.py
+    of facebookresearch/SlowFast.
+
+    Args:
+        sampler: The training's sampler.
+        frames: Frames to take, at most those that it takes now.
+
+    Raises:
+        UsageError: It is a sampler of another kind.
+    """
+    if isinstance(sampler, TsnSegments):
+        return replace(sampler, clip_frames=frames)
+    if not isinstance(sampler, RandomClip):
+        raise UsageError(
+            f"multigrid takes fewer frames of a clip, and does not know how with clip_sampler.train"
+            f"={type(sampler).__name__}; use clip_sampler=dense or tsn, or multigrid=short"
+        )
+    widest = (sampler.max_sampling_rate or sampler.sampling_rate) * (sampler.clip_frames // frames)
+    return replace(sampler, clip_frames=frames, max_sampling_rate=widest)
 
 
 def describe(indices: np.ndarray) -> str:

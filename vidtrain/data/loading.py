@@ -1,11 +1,13 @@
 """From a list of videos to training batches of raw clips: keyed samples, resumable order.
 
-A sample is a function of (seed, epoch, video index, view) and a batch a function of the step, so
-any worker count, any split over processes and any resume give the same batches.
+A sample is a function of (seed, epoch, video index, view) and a batch a function of the step (see
+`plan`), so any worker count, any split over processes and any resume give the same batches.
 """
 
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,11 @@ from torch.utils.data import Dataset
 
 from vidtrain import randomness
 from vidtrain.data import views, workers
+from vidtrain.data.clip_samplers import with_frames
+from vidtrain.data.multigrid import Shape
+from vidtrain.data.plan import Plan
 from vidtrain.data.reading import open_video
-from vidtrain.data.slots import SlotPool
+from vidtrain.data.slots import ClipBatch, SlotPool, as_batch, in_slot
 from vidtrain.data.video import VideoList
 from vidtrain.errors import InputError, UsageError
 
@@ -49,85 +54,11 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The arithmetic of training batches.
-
-    Attributes:
-        num_videos: Videos of the training split.
-        batch_size: Clips per optimizer step over all processes and micro-batches.
-        accumulate: Micro-batches per optimizer step.
-        epochs: Epochs of the training.
-        world_size: Number of processes.
-        views_per_decode: Clips that come from each decoded video; divides the micro-batch.
-    """
-
-    num_videos: int
-    batch_size: int
-    accumulate: int
-    epochs: int
-    world_size: int
-    views_per_decode: int = 1
-
-    @property
-    def micro_batch(self) -> int:
-        """Clips of one forward pass of one process."""
-        return self.batch_size // (self.accumulate * self.world_size)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps per epoch; the last, incomplete batch of an epoch is left out."""
-        return self.num_videos * self.views_per_decode // self.batch_size
-
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole training."""
-        return self.epochs * self.steps_per_epoch
-
-    def micro_batches(self, *, seed: int, rank: int, start_step: int) -> Iterator[list]:
-        """Yields this rank's micro-batches from a step to the end, as (epoch, video index) keys."""
-        epoch, order = -1, np.empty(0, dtype=np.int64)
-        batch, micro_batch = (n // self.views_per_decode for n in (self.batch_size,
-                                                                   self.micro_batch))  # fmt: skip
-        for step in range(start_step, self.total_steps):
-            if step // self.steps_per_epoch != epoch:
-                epoch = step // self.steps_per_epoch
-                rng = randomness.generator(seed, randomness.ORDER, epoch)
-                order = rng.permutation(self.num_videos)
-            start = step % self.steps_per_epoch * batch + rank * micro_batch
-            for micro in range(self.accumulate):
-                first = start + micro * micro_batch * self.world_size
-                yield [(epoch, int(i)) for i in order[first : first + micro_batch]]
-
-
-@dataclass(frozen=True)
-class ClipBatch:
-    """Raw training clips and where they come from.
-
-    With several views per decode, the first views of all videos come first, then the second ones:
-    neighbours, which mixing pairs, are different videos.
-
-    Attributes:
-        clips: (B, T, S, S, 3) uint8 RGB; overwritten after the next batch has been asked for.
-        labels: (B,) int64.
-        flips: (B,) bool, which clips to mirror.
-        videos: (B,) int64, index into the list of videos.
-        frames: (B, T) int64, source frame of each frame of each clip.
-        draws: (B,) int64, seed of each clip's augmentation.
-        bad: Unreadable videos that others stand in for, by index, with what was wrong.
-    """
-
-    clips: torch.Tensor
-    labels: torch.Tensor
-    flips: torch.Tensor
-    videos: torch.Tensor
-    frames: torch.Tensor
-    draws: torch.Tensor
-    bad: dict[int, str]
-
-
-@dataclass(frozen=True)
 class TrainClips:
-    """Training samples: a key (epoch, index) is one or more randomly cut clips of one video.
+    """Training samples: a key is one or more randomly cut clips of one video.
+
+    A key is (epoch, index), or (epoch, index, n) where a video comes for the n-th time after its
+    first in an epoch.
 
     Attributes:
         videos: The training split.
@@ -158,12 +89,42 @@ class TrainClips:
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
     replace: bool = False
 
+    def batch_shape(self, count: int) -> tuple[int, int, int, int, int]:
+        """Returns (B, T, S, S, 3) of the clips of some videos."""
+        size = self.crop_size
+        return count * self.views_per_decode, self.num_frames, size, size, 3
+
+    def num_bytes(self, count: int) -> int:
+        """Returns the bytes that the clips of some videos take."""
+        return int(np.prod(self.batch_shape(count)))
+
+    def shaped(self, shape: Shape | None) -> "TrainClips":
+        """Returns the samples with clips of another shape; None: as they are.
+
+        A smaller crop may come from a frame scaled down further, down to where it covers as much of
+        the frame as the full crop did.
+
+        Source: Wu et al., multigrid, CVPR 2020; slowfast/datasets/kinetics.py of
+        facebookresearch/SlowFast.
+        """
+        if shape is None:
+            return self
+        smallest = round(self.short_side[0] * shape.crop_size / self.crop_size)
+        fewer = shape.num_frames < self.num_frames
+        return dataclasses.replace(
+            self,
+            num_frames=shape.num_frames,
+            crop_size=shape.crop_size,
+            short_side=(max(shape.crop_size, smallest), self.short_side[1]),
+            sampler=with_frames(self.sampler, shape.num_frames) if fewer else self.sampler,
+        )
+
     def batch(self, keys: list, clips: np.ndarray | None = None,
               at: Callable[[int], None] = lambda video: None) -> dict[str, Any]:  # fmt: skip
         """Reads one batch.
 
         Args:
-            keys: (epoch, index) of each video.
+            keys: Of each video.
             clips: (B, T, S, S, 3) uint8 to write to; None: made here.
             at: Called with the index of the video that is read next; -1 at the end.
 
@@ -173,27 +134,26 @@ class TrainClips:
         Raises:
             InputError: A video cannot be read, and nothing may stand in for it.
         """
-        count, size = len(keys), self.crop_size
         if clips is None:
-            shape = (count * self.views_per_decode, self.num_frames, size, size, 3)
-            clips = np.empty(shape, np.uint8)
+            clips = np.empty(self.batch_shape(len(keys)), np.uint8)
         rows: list[dict[str, Any]] = []
         bad: dict[int, str] = {}
-        for place, (epoch, index) in enumerate(keys):
-            rows.append(self._sample(epoch, index, clips[place::count], bad, at))
+        for place, key in enumerate(keys):
+            rows.append(self._sample(key, clips[place :: len(keys)], bad, at))
         at(-1)
         joined = {name: np.stack([row[name] for row in rows], axis=1) for name in rows[0]}
         flat = {name: array.reshape(-1, *array.shape[2:]) for name, array in joined.items()}
         return flat | {"clips": clips, "bad": bad}
 
     def _sample(
-        self, epoch: int, index: int, out: np.ndarray, bad: dict[int, str],
+        self, key: tuple[int, ...], out: np.ndarray, bad: dict[int, str],
         at: Callable[[int], None],
     ) -> dict[str, Any]:  # fmt: skip
         """Reads the video of a key, or one that stands in for it, into (views, T, S, S, 3)."""
-        chosen = index
+        chosen, again = key[1], key[2:]
         for attempt in range(MOST_REPLACEMENTS + 1):
-            counters = (epoch, index, attempt) if attempt else (epoch, index)
+            # Short keys, as ever, for what is read first; longer ones never meet them.
+            counters = (*key[:2], attempt, *again) if attempt or again else key
             if attempt:
                 draw = randomness.generator(self.seed, randomness.REPLACE, *counters)
                 chosen = int(draw.integers(len(self.videos.videos)))
@@ -240,52 +200,92 @@ class TrainClips:
         )
 
 
-def as_batch(fields: dict[str, Any]) -> ClipBatch:
-    """Returns the arrays of `TrainClips.batch` as tensors that share their memory."""
-    bad = fields.pop("bad")
-    return ClipBatch(**{name: torch.as_tensor(array) for name, array in fields.items()}, bad=bad)
-
-
 @dataclass(frozen=True)
 class _SlotFiller(Dataset):
-    """In a loader process: item (slot, keys) is a batch, written into that slot."""
+    """In a loader process: item (slot, keys, shape) is a batch, written into that slot."""
 
     clips: TrainClips
     buffers: torch.Tensor
     activity: workers.Activity
 
-    def __getitem__(self, key: tuple[int, list]) -> tuple[int, dict[str, Any] | InputError]:
-        slot, keys = key
+    def __getitem__(
+        self, item: tuple[int, list, Shape | None]
+    ) -> tuple[int, dict[str, Any] | InputError]:
+        slot, keys, shape = item
+        clips = self.clips.shaped(shape)
+        out = in_slot(self.buffers, slot, clips.batch_shape(len(keys)))
         try:
-            fields = self.clips.batch(keys, self.buffers[slot].numpy(), self.activity.at)
+            fields = clips.batch(keys, out.numpy(), self.activity.at)
         except InputError as error:
             # If raised, it would reach the main process wrapped in a worker's traceback.
             return slot, error
-        return slot, {name: value for name, value in fields.items() if name != "clips"}
+        return slot, fields | {"clips": out.shape}
 
 
 def train_batches(
     clips: TrainClips, plan: Plan, *, rank: int, start_step: int
-) -> Iterator[ClipBatch]:
+) -> Generator[ClipBatch, None, None]:
     """Yields this rank's micro-batches from a step to the end of the training.
 
     Loader processes write into shared buffers, which are used again: copy what you keep.
 
     Raises:
         InputError: A video cannot be read, or a loader process fails; the message names it.
+        UsageError: The clip sampler cannot take as few frames as the plan asks for.
     """
-    reading, size = clips.reading, clips.crop_size
+    keys = plan.micro_batches(seed=clips.seed, rank=rank, start_step=start_step)
+    wanted = (
+        (batch, plan.shape(start_step + number // plan.accumulate))
+        for number, batch in enumerate(keys)
+    )
+    videos, shapes = plan.micro_batch // plan.views_per_decode, plan.all_shapes or (None,)
+    largest = max(clips.shaped(shape).num_bytes(videos * (shape.batch if shape else 1))
+                  for shape in shapes)  # fmt: skip
+    return _batches(clips, wanted, largest)
+
+
+def statistics_batches(
+    clips: TrainClips, plan: Plan, *, rank: int, step: int, count: int
+) -> Iterator[ClipBatch]:
+    """Yields this rank's share of training clips that batch-norm statistics are taken over.
+
+    They are full-size micro-batches in an order of their own, which the training's does not depend
+    on, cut and drawn as in training; after `count` of them it ends. They are read beside a
+    `train_batches` that goes on afterwards.
+
+    Args:
+        clips: The training samples.
+        plan: The training's plan.
+        rank: Of this process.
+        step: Steps taken; another step has other clips.
+        count: Micro-batches per process.
+
+    Raises:
+        InputError: As `train_batches`.
+    """
+    seed = randomness.derive(clips.seed, randomness.STATISTICS, step)
+    batch = plan.micro_batch * plan.world_size
+    epochs = -(-count // (plan.num_videos * plan.views_per_decode // batch))
+    own = dataclasses.replace(plan, batch_size=batch, accumulate=1, epochs=epochs, shapes=None)
+    keys = islice(own.micro_batches(seed=seed, rank=rank, start_step=0), count)
+    size = clips.num_bytes(plan.micro_batch // plan.views_per_decode)
+    return _batches(dataclasses.replace(clips, seed=seed), ((key, None) for key in keys), size)
+
+
+def _batches(
+    clips: TrainClips, wanted: Iterable[tuple[list, Shape | None]], size: int
+) -> Generator[ClipBatch, None, None]:
+    """Yields the batches of keys and shapes, none of which takes more than `size` bytes."""
+    reading = clips.reading
     under_way = max(1, reading.num_workers) * reading.prefetch_batches
-    shape = (plan.micro_batch, clips.num_frames, size, size, 3)
     count = under_way + 3  # one in use, two on their way to the device
     if reading.num_workers:
-        workers.check_machine(reading.num_workers, count * int(np.prod(shape)))
-    pool = SlotPool(count, shape, shared=reading.num_workers > 0, pin=reading.pin_memory)
+        workers.check_machine(reading.num_workers, count * size)
+    pool = SlotPool(count, size, shared=reading.num_workers > 0, pin=reading.pin_memory)
     activity = workers.Activity(reading.num_workers)
-    micro_batches = plan.micro_batches(seed=clips.seed, rank=rank, start_step=start_step)
     loader = workers.loader(
         _SlotFiller(clips, pool.buffers, activity), reading,
-        keys=((pool.take(), keys) for keys in micro_batches),
+        keys=((pool.take(), keys, shape) for keys, shape in wanted),
         workers=reading.num_workers, shared_bytes=0,
     )  # fmt: skip
     items = workers.guarded(lambda: iter(loader), activity, clips.videos, reading.timeout_seconds)
@@ -293,7 +293,7 @@ def train_batches(
         for slot, fields in items:
             if isinstance(fields, InputError):
                 raise fields
-            yield as_batch(fields | {"clips": pool.buffers[slot]})
+            yield as_batch(fields | {"clips": in_slot(pool.buffers, slot, fields["clips"])})
             pool.give_back(slot)
     finally:
         pool.close()

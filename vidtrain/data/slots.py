@@ -1,29 +1,63 @@
-"""Batch buffers that loader processes write into and that are used again and again."""
+"""Batches, and the buffers that loader processes write them into, again and again."""
 
 from collections import deque
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from vidtrain.errors import InputError
 
 
+@dataclass(frozen=True)
+class ClipBatch:
+    """Raw training clips and where they come from.
+
+    With several views per decode, the first views of all videos come first, then the second ones:
+    neighbours, which mixing pairs, are different videos.
+
+    Attributes:
+        clips: (B, T, S, S, 3) uint8 RGB; overwritten after the next batch has been asked for.
+        labels: (B,) int64.
+        flips: (B,) bool, which clips to mirror.
+        videos: (B,) int64, index into the list of videos.
+        frames: (B, T) int64, source frame of each frame of each clip.
+        draws: (B,) int64, seed of each clip's augmentation.
+        bad: Unreadable videos that others stand in for, by index, with what was wrong.
+    """
+
+    clips: torch.Tensor
+    labels: torch.Tensor
+    flips: torch.Tensor
+    videos: torch.Tensor
+    frames: torch.Tensor
+    draws: torch.Tensor
+    bad: dict[int, str]
+
+
+def as_batch(fields: dict[str, Any]) -> ClipBatch:
+    """Returns the arrays of `TrainClips.batch` as tensors that share their memory."""
+    bad = fields.pop("bad")
+    return ClipBatch(**{name: torch.as_tensor(array) for name, array in fields.items()}, bad=bad)
+
+
 class SlotPool:
-    """A ring of equal uint8 batch buffers in memory that all processes share.
+    """A ring of equally large uint8 batch buffers in memory that all processes share.
 
     A loader process writes its clips straight into a slot and sends back the slot's number only.
     A slot is given out again when its batch has been released and, on CUDA, when the copy to the
     device that was under way then has finished.
 
     Attributes:
-        buffers: (slots, *shape) uint8.
+        buffers: (slots, size) uint8; `in_slot` has a batch's shape.
     """
 
-    def __init__(self, count: int, shape: tuple[int, ...], *, shared: bool, pin: bool) -> None:
+    def __init__(self, count: int, size: int, *, shared: bool, pin: bool) -> None:
         """Makes the buffers.
 
         Args:
             count: Number of slots.
-            shape: Of one slot.
+            size: Of one slot, bytes: that of the largest batch.
             shared: Whether other processes write into them.
             pin: Page-lock them, for fast copies to a GPU.
 
@@ -31,11 +65,10 @@ class SlotPool:
             InputError: The memory cannot be had.
         """
         try:
-            self.buffers = empty_uint8((count, *shape), shared=shared)
+            self.buffers = empty_uint8((count, size), shared=shared)
         except RuntimeError as error:
-            size = count * torch.Size(shape).numel() / 2**20
             raise InputError(
-                f"cannot get {size:.0f} MiB of shared memory for batches "
+                f"cannot get {count * size / 2**20:.0f} MiB of shared memory for batches "
                 f"({str(error).splitlines()[0]}); use fewer data.num_workers or a smaller "
                 "data.prefetch_batches, or give the container more with --shm-size"
             ) from error
@@ -75,6 +108,11 @@ class SlotPool:
                 "use fewer data.num_workers or a smaller data.prefetch_batches"
             )
         return True
+
+
+def in_slot(buffers: torch.Tensor, slot: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """Returns the beginning of a slot as a batch of a shape."""
+    return buffers[slot, : torch.Size(shape).numel()].view(shape)
 
 
 class Reused:

@@ -33,6 +33,11 @@ class Video:
     end: float | None = None
     labels: tuple[int, ...] = ()
 
+    @property
+    def all_labels(self) -> tuple[int, ...]:
+        """All classes, whether the data set gives one or several to a video."""
+        return self.labels or ((self.label,) if self.label >= 0 else ())
+
 
 @dataclass(frozen=True)
 class VideoList:

@@ -111,7 +111,7 @@ def layers(
 
 def _run(net: nn.Module, *, num_frames: int, crop_size: int) -> dict[str, _Call]:
     """Returns what each module was given, returned and spent, by name; "" is the network."""
-    net = _without_values(net).eval()
+    net = without_values(net).eval()
     calls: dict[str, _Call] = {}
     counter = FlopCounterMode(display=False)
     begun: list[int] = []
@@ -136,7 +136,7 @@ def _run(net: nn.Module, *, num_frames: int, crop_size: int) -> dict[str, _Call]
     return calls
 
 
-def _without_values(net: nn.Module) -> nn.Module:
+def without_values(net: nn.Module) -> nn.Module:
     """Returns a copy on the meta device, which takes no memory for weights."""
     known: dict[int, Any] = {}
     for parameter in net.parameters():

@@ -1,6 +1,7 @@
 """Options that make a network smaller in memory or faster, without changing what it computes."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -113,3 +114,41 @@ def _check_compiler(device: torch.device) -> None:
             f"({type(error).__name__}: {str(error).strip().splitlines()[0]}); install what it asks "
             "for (a C++ compiler on a CPU, Triton on CUDA), or leave it false"
         ) from error
+
+
+def graph_breaks() -> str:
+    """Returns in one line what torch.compile has made of the networks of this process so far.
+
+    A graph break is a place in a forward pass that it cannot compile: plain Python runs there, and
+    nothing is fused across it. It compiles a network anew when a batch is of another size, and for
+    evaluation.
+
+    Returns:
+        Number of graphs; of breaks and of recompilations with the reason of each. Empty if nothing
+        was compiled.
+    """
+    from torch._dynamo import utils as dynamo  # takes a second to import
+
+    graphs = dynamo.counters["stats"]["unique_graphs"]
+    if not graphs:
+        return ""
+    breaks = {_first_line(reason): count
+              for reason, count in dynamo.counters["graph_break"].items()}  # fmt: skip
+    again = Counter(
+        _first_line(metrics.recompile_reason.partition(": ")[2])
+        for metrics in dynamo.get_compilation_metrics()
+        if metrics.recompile_reason
+    )
+    return (
+        f"torch.compile: {graphs} graphs, {sum(breaks.values())} graph breaks{_listed(breaks)}, "
+        f"{sum(again.values())} recompilations{_listed(again)}"
+    )
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0].rstrip(":.") if text.strip() else "no reason given"
+
+
+def _listed(reasons: Mapping[str, int]) -> str:
+    shown = "; ".join(f"{count} x {reason}" for reason, count in reasons.items())
+    return f" ({shown})" if shown else ""

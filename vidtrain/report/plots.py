@@ -32,7 +32,7 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     Args:
         metrics: Rows of metrics.jsonl. Train rows hold kind="train", step, loss, lr; val rows hold
-            kind="val", epoch, loss, and top1 and top5 as shares in [0, 1] or None.
+            kind="val", epoch, loss, and top1 and top5 as shares in [0, 1] or None; or mAP.
         path: Picture to write.
     """
     train = [row for row in metrics if row["kind"] == "train"]
@@ -40,7 +40,7 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure = new_figure(11, 7)
     (loss, accuracy), (rate, val_loss) = figure.subplots(2, 2)
 
-    steps, losses = _series(train, "step", "loss")
+    steps, losses = series(train, "step", "loss")
     smooth = _running_mean(losses)
     _line(loss, steps, losses, BLUE, "each row" if smooth is not None else "")
     if smooth is not None:
@@ -48,20 +48,22 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
         _line(loss, steps, smooth, BLUE, "running mean")
     label_axes(loss, "Training loss", "step", "loss (nats)")
 
-    _line(rate, *_series(train, "step", "lr"), BLUE)
+    _line(rate, *series(train, "step", "lr"), BLUE)
     rate.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3))
     label_axes(rate, "Learning rate", "step", "learning rate")
 
-    epochs, top1 = _series(val, "epoch", "top1")
-    best = f"top-1 (best {100 * np.max(top1):.1f} %)" if len(top1) else ""
-    _line(accuracy, epochs, 100 * top1, BLUE, best)
-    epochs, top5 = _series(val, "epoch", "top5")
+    several = any("mAP" in row for row in val)
+    epochs, first = series(val, "epoch", "mAP" if several else "top1")
+    best = f"{'mAP' if several else 'top-1'} (best {100 * first.max():.1f} %)" if len(first) else ""
+    _line(accuracy, epochs, 100 * first, BLUE, best)
+    epochs, top5 = series(val, "epoch", "top5")
     if len(top5):
         _line(accuracy, epochs, 100 * top5, ORANGE, "top-5", linestyle="--")
     accuracy.set_ylim(0, 102)
-    label_axes(accuracy, "Validation accuracy", "epoch", "accuracy (%)")
+    title = ("Validation mAP", "mAP (%)") if several else ("Validation accuracy", "accuracy (%)")
+    label_axes(accuracy, title[0], "epoch", title[1])
 
-    _line(val_loss, *_series(val, "epoch", "loss"), GREEN)
+    _line(val_loss, *series(val, "epoch", "loss"), GREEN)
     label_axes(val_loss, "Validation loss", "epoch", "loss (nats)")
     save(figure, path)
 
@@ -125,7 +127,7 @@ def plot_clip_grid(clips: np.ndarray, labels: Sequence[str], path: Path) -> None
         raise ValueError(f"{num_clips} clips but {len(labels)} labels")
     shown = np.unique(np.linspace(0, num_frames - 1, MAX_FRAMES).round().astype(int))
     tile = 1.4  # inches
-    texts = [_literal(textwrap.fill(label, MAX_NAME)) for label in labels]
+    texts = [literal(textwrap.fill(label, MAX_NAME)) for label in labels]
     margin = 0.5 + 0.09 * max(len(line) for text in texts for line in text.split("\n"))
     figure = new_figure(
         max(4, tile * len(shown) + margin), (tile + 0.1) * num_clips * height / width + 1
@@ -162,8 +164,8 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=DPI, layout=layout)
 
 
-def _series(rows: Sequence[Mapping[str, Any]], x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
-    """Two float columns of the rows that have both."""
+def series(rows: Sequence[Mapping[str, Any]], x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns two float columns of the rows that have both."""
     pairs = [(row[x], row[y]) for row in rows if row.get(y) is not None]
     columns = np.array(pairs, dtype=float).reshape(-1, 2)
     return columns[:, 0], columns[:, 1]
@@ -201,9 +203,9 @@ def label_axes(axes: Axes, title: str, x: str, y: str) -> None:
 
 def shorten(name: str) -> str:
     """Returns a name that fits beside a chart, taken literally by the plotting library."""
-    return _literal(name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…")
+    return literal(name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…")
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """Keeps Matplotlib from reading dollars as the start of a formula."""
     return text.replace("$", r"\$")

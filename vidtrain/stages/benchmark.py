@@ -1,4 +1,4 @@
-"""Measure the input path: CPU time by step, against bare decoding and other programs."""
+"""Measure the input path, against bare decoding and other programs; or a training step."""
 
 import os
 import platform
@@ -20,6 +20,7 @@ from vidtrain.benchmarking.measuring import BATCH, Section, measure, plan_sectio
 from vidtrain.benchmarking.patterns import PATTERNS, Group, find_groups
 from vidtrain.config import BenchmarkConfig
 from vidtrain.errors import InputError, UsageError, did_you_mean
+from vidtrain.step_benchmark import benchmark_step
 
 PEERS = ("pytorchvideo", "mmaction2")
 ROUNDS_TO_REPORT = 5
@@ -38,6 +39,8 @@ def benchmark(config: BenchmarkConfig) -> None:
         UsageError: A setting is wrong.
         InputError: Files cannot be measured with, or a program failed.
     """
+    if config.what == "step":
+        return benchmark_step(config)
     _check(config)
     folder = Path(config.output).expanduser()
     with runlog.writing(folder):
@@ -73,7 +76,8 @@ def benchmark(config: BenchmarkConfig) -> None:
 
 def _check(config: BenchmarkConfig) -> None:
     if config.what != "input":
-        raise UsageError(f"what={config.what}: only the input path can be measured; use what=input")
+        raise UsageError(f"what={config.what}: only the input path and a training step can be "
+                         "measured; use what=input or what=step")  # fmt: skip
     for key, known in (("patterns", PATTERNS), ("peers", PEERS)):
         for name in getattr(config, key):
             if name not in known:

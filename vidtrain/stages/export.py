@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from vidtrain import build, distributed, runlog
+from vidtrain import build_data, distributed, runlog
 from vidtrain.config import ExportConfig
 from vidtrain.data.augment import to_input
 from vidtrain.errors import InputError, UsageError
@@ -72,8 +72,8 @@ def real_clips(config: ExportConfig, run: Finished) -> torch.Tensor:
     """Returns one normalised clip each of the first validation videos, (B, 3, T, H, W) float32."""
     if config.num_videos < 2:
         raise UsageError(f"num_videos={config.num_videos} must be at least 2")
-    listed = build.videos(config.data, "val", class_names=run.class_names)
-    views = build.eval_views(config, config.eval, listed, torch.device("cpu"))
+    listed = build_data.videos(config.data, "val", class_names=run.class_names)
+    views = build_data.eval_views(config, config.eval, listed, torch.device("cpu"))
     inputs = config.model.input
     clips = []
     for index in range(min(config.num_videos, len(listed.videos))):

@@ -1,12 +1,27 @@
 """Single-label classification: targets, loss, and the figures of an evaluation."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+
+from vidtrain.errors import UsageError
+from vidtrain.tasks import losses
+from vidtrain.tasks.scores import Scores, best_classes
+
+
+def check_smoothing(label_smoothing: float) -> None:
+    """Refuses a share that is none.
+
+    Raises:
+        UsageError: It is out of range.
+    """
+    if not 0 <= label_smoothing < 1:
+        raise UsageError(f"task.label_smoothing={label_smoothing} must be from 0 to below 1")
 
 
 def soft_targets(labels: torch.Tensor, num_classes: int, smoothing: float) -> torch.Tensor:
@@ -18,38 +33,9 @@ def soft_targets(labels: torch.Tensor, num_classes: int, smoothing: float) -> to
     return one_hot * (1.0 - smoothing) + smoothing / num_classes
 
 
-def loss(model: nn.Module, clips: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Returns the mean cross-entropy of a batch, a float32 scalar.
-
-    Args:
-        model: Network that returns logits (B, classes).
-        clips: (B, 3, T, H, W) float.
-        targets: (B, classes) float, rows sum to 1.
-    """
-    log_probabilities = functional.log_softmax(model(clips).float(), dim=1)
-    return -(targets * log_probabilities).sum(dim=1).mean()
-
-
-@dataclass(frozen=True)
-class Scores:
-    """One video's result.
-
-    Attributes:
-        id: Name of the video.
-        label: True class.
-        views: (V, classes) float32 logits, one row per view.
-    """
-
-    id: str
-    label: int
-    views: np.ndarray
-
-    @property
-    def probabilities(self) -> np.ndarray:
-        """(classes,) float64: softmax of each view, averaged over the views in their order."""
-        logits = self.views.astype(np.float64)
-        exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return (exponents / exponents.sum(axis=1, keepdims=True)).mean(axis=0)
+def video_loss(score: Scores) -> float:
+    """Returns the negative log probability of a video's class: how wrong it was taken."""
+    return -float(np.log(max(score.probabilities[score.label], 1e-30)))
 
 
 def figures(scores: list[Scores], class_names: tuple[str, ...]) -> dict[str, Any]:
@@ -69,12 +55,11 @@ def figures(scores: list[Scores], class_names: tuple[str, ...]) -> dict[str, Any
     confusion = np.zeros((count, count), dtype=np.int64)
     loss_sum, in_top5 = 0.0, 0
     for score in scores:
-        probabilities = score.probabilities
         # Stable order: of equal probabilities the lower class wins, on every machine.
-        ranked = np.argsort(-probabilities, kind="stable")
+        ranked = np.argsort(-score.probabilities, kind="stable")
         confusion[score.label, ranked[0]] += 1
         in_top5 += int(score.label in ranked[:5])
-        loss_sum -= float(np.log(max(probabilities[score.label], 1e-30)))
+        loss_sum += video_loss(score)
     videos = confusion.sum(axis=1)
     correct = int(np.trace(confusion))
     shares = {
@@ -98,6 +83,15 @@ def figures(scores: list[Scores], class_names: tuple[str, ...]) -> dict[str, Any
     }
 
 
+def prediction(score: Scores, class_names: tuple[str, ...]) -> dict[str, Any]:
+    """Returns what is written of one video: id, label, prediction, top5 and views."""
+    top = best_classes(score.probabilities, class_names)
+    return {
+        "id": score.id, "label": class_names[score.label], "prediction": next(iter(top)),
+        "top5": top, "views": len(score.views),
+    }  # fmt: skip
+
+
 def summary(found: dict[str, Any]) -> str:
     """Returns one line for a person from `figures`."""
     top5 = "" if found["top5"] is None else f"  top-5 {found['top5']:.4f}"
@@ -114,3 +108,71 @@ def describe(target: torch.Tensor, class_names: tuple[str, ...]) -> str:
         return class_names[int(labels[0])]
     pairs = zip(shares[:2].tolist(), labels[:2].tolist(), strict=True)
     return " + ".join(f"{class_names[label]} {share:.2f}" for share, label in pairs)
+
+
+@dataclass(frozen=True)
+class Classification:
+    """One class for each video.
+
+    Attributes:
+        num_classes: Number of classes.
+        class_counts: Training videos of each class; None: not known.
+        label_smoothing: Share of a target that goes to all classes alike, in [0, 1).
+        class_weights: Factor on each class's loss: balanced, sqrt, a number for each, or None; see
+            `losses.class_weights`.
+        criterion: ce: cross-entropy of the softmax. bce: binary cross-entropy of each class, mean
+            over classes.
+        threshold: With bce, a soft target above it counts as 1, another as 0; None: as it is.
+
+    Source: Szegedy et al., CVPR 2016, section 7 (label smoothing); Wightman et al., ResNet strikes
+    back, 2021, section 3 (bce, threshold 0.2 with mixup).
+    """
+
+    metric: ClassVar[str] = "top1"
+    multi_label: ClassVar[bool] = False
+
+    video_loss = staticmethod(video_loss)
+    figures = staticmethod(figures)
+    prediction = staticmethod(prediction)
+    summary = staticmethod(summary)
+    describe = staticmethod(describe)
+
+    num_classes: int
+    class_counts: tuple[int, ...] | None = None
+    label_smoothing: float = 0.0
+    class_weights: str | list[float] | None = None
+    criterion: Literal["ce", "bce"] = "ce"
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for values out of range."""
+        check_smoothing(self.label_smoothing)
+        losses.check_weights(self.class_weights, self.num_classes)
+        if self.threshold is not None and (self.criterion != "bce" or not 0 <= self.threshold < 1):
+            raise UsageError(
+                f"task.threshold={self.threshold} goes with task.criterion=bce and lies in [0, 1)"
+            )
+
+    def record(self) -> dict[str, Any]:
+        """Returns what must be the same when a run goes on, besides config and data."""
+        return {}
+
+    def targets(self, labels: Sequence[tuple[int, ...]], device: torch.device) -> torch.Tensor:
+        """Returns (B, classes) float32 targets; each row sums to 1."""
+        first = torch.tensor([of_video[0] for of_video in labels], device=device)
+        return soft_targets(first, self.num_classes, self.label_smoothing)
+
+    def loss(self, network: nn.Module, clips: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Returns the mean loss of a batch, a float32 scalar.
+
+        Args:
+            network: Returns logits (B, classes).
+            clips: (B, 3, T, H, W) float.
+            targets: (B, classes) float, rows sum to 1.
+        """
+        weights = losses.class_weights(self.class_weights, self.class_counts, targets.device)
+        if self.criterion == "ce":
+            return losses.cross_entropy(network(clips), targets, weights)
+        if self.threshold is not None:
+            targets = targets.gt(self.threshold).float()
+        return losses.binary_cross_entropy(network(clips), targets, weights)

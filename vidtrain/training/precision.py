@@ -1,5 +1,6 @@
-"""fp32, bf16 and fp16: autocast, loss scaling, and an early word where a device cannot."""
+"""fp32, tf32, bf16 and fp16: autocast, loss scaling, and an early word where a device cannot."""
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -9,6 +10,22 @@ from torch.nn import functional
 from vidtrain.errors import UsageError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Sets whether CUDA may round the factors of fp32 products to TF32's 10 bits of mantissa.
+
+    PyTorch 2.9 brought other names for these switches (`fp32_precision`). Reading an old name is an
+    error once a new one was set to "tf32"; after the old ones, set here, both can be read.
+
+    Args:
+        allowed: For convolutions, recurrent layers and matrix products alike. By themselves PyTorch
+            would allow it for convolutions only.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*TF32.*", category=UserWarning)
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+        torch.backends.cudnn.allow_tf32 = allowed
 
 
 class Precision:
@@ -25,7 +42,8 @@ class Precision:
         Args:
             name: fp32, bf16 or fp16.
             device: Where the model will be.
-            tf32: Allow TF32 in fp32 convolutions and matrix products (CUDA).
+            tf32: Allow TF32 in fp32 convolutions and matrix products (CUDA). The switch is the
+                process's: the latest Precision decides.
 
         Raises:
             UsageError: Unknown name, or the device cannot; the message says why.
@@ -34,8 +52,7 @@ class Precision:
             raise UsageError(f"precision.dtype={name!r} is unknown; use one of {', '.join(DTYPES)}")
         self.dtype = DTYPES[name]
         self.device = device
-        torch.backends.cuda.matmul.allow_tf32 = tf32
-        torch.backends.cudnn.allow_tf32 = tf32
+        allow_tf32(tf32)
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
         if name != "fp32":
             self._probe(name)

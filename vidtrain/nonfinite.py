@@ -1,0 +1,58 @@
+"""Steps whose loss or gradient is not finite: left out, told with their samples, and limited."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from vidtrain.errors import InputError
+
+
+@dataclass
+class NonFinite:
+    """The steps of a run that were left out.
+
+    Attributes:
+        budget: Most steps that may be left out in the whole run.
+        steps: The steps that were.
+        kept: Copies of the network's buffers: a bad clip spoils batch-norm statistics already in
+            the forward pass.
+    """
+
+    budget: int
+    steps: list[int] = field(default_factory=list)
+    kept: list[torch.Tensor] = field(default_factory=list)
+
+    def remember(self, network: nn.Module) -> None:
+        """Copies the buffers ahead of a step."""
+        buffers = list(network.buffers())
+        if not self.budget or not buffers:
+            return
+        if not self.kept:
+            self.kept = [torch.empty_like(buffer) for buffer in buffers]
+        torch._foreach_copy_(self.kept, buffers)
+
+    def leave_out(self, step: int, network: nn.Module, facts: dict[str, Any]) -> None:
+        """Undoes what a step did to the buffers, and counts it.
+
+        Args:
+            step: The step that is not taken.
+            network: The plain network.
+            facts: What is known of the step, for the message.
+
+        Raises:
+            InputError: There have been more such steps than may be left out.
+        """
+        self.steps.append(step)
+        if len(self.steps) > self.budget:
+            named = ", ".join(facts["videos"][:8]) + ", ..." * (len(facts["videos"]) > 8)
+            before = f" after {self.budget} steps that were left out" if self.budget else ""
+            raise InputError(
+                f"loss is {facts['loss']} and gradient norm {facts['grad_norm']} at step {step} "
+                f"(epoch {facts['epoch']:.2f}, lr {facts['lr']:.2e}, precision "
+                f"{facts['precision']}){before}; videos of the batch: {named} (nonfinite.jsonl has "
+                "all). Nothing was saved since the last checkpoint. Lower optimizer.lr, set "
+                "train.clip_grad_norm=1, or use precision=fp32"
+            )
+        torch._foreach_copy_(list(network.buffers()), self.kept)

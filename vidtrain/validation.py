@@ -1,0 +1,108 @@
+"""Validation while training: statistics, both sets of weights, and which is the best so far."""
+
+from functools import partial
+
+from torch import nn
+
+from vidtrain import distributed
+from vidtrain.config_train import TrainConfig
+from vidtrain.data.augment import to_input
+from vidtrain.data.loading import statistics_batches
+from vidtrain.distributed import World
+from vidtrain.errors import UsageError, did_you_mean
+from vidtrain.evaluation import evaluate
+from vidtrain.parts import Parts
+from vidtrain.runlog import RunLog
+from vidtrain.stepping import plain_input
+from vidtrain.tasks.scores import Scores
+from vidtrain.training.batch_norm import precise_statistics
+
+
+def validate(parts: Parts, config: TrainConfig, log: RunLog, world: World) -> bool:
+    """Evaluates the averaged weights if there are any, and the plain ones; notes the best.
+
+    Returns:
+        Whether the weights are among the best so far; the same on every process.
+
+    Raises:
+        InputError: A video cannot be read.
+        UsageError: save.metric is none of the figures.
+    """
+    averaged = parts.average is not None and parts.average.ready
+    networks = {"val": parts.average.module if averaged else parts.model}
+    if averaged:
+        networks["val_raw"] = parts.model
+    judged: dict[str, float] = {}
+    for kind, network in networks.items():
+        distributed.copy_buffers(network, world)
+        if config.train.precise_bn:
+            take_statistics(parts, config, network, world)
+        scores = evaluate(
+            network, parts.val,
+            batch_size=config.eval.batch_size,
+            to_input=lambda clips: to_input(
+                clips, mean=config.model.input.mean, std=config.model.input.std
+            ),
+            precision=parts.precision, world=world,
+        )  # fmt: skip
+        found = distributed.together(partial(tell, parts, config, log, kind, scores), world)
+        judged = judged or found
+    return parts.progress.judge(
+        judged[metric(config, parts)], judged,
+        lower_is_better=lower_is_better(config, parts), keep=config.save.keep_best,
+    )  # fmt: skip
+
+
+def tell(
+    parts: Parts, config: TrainConfig, log: RunLog, kind: str, scores: list[Scores]
+) -> dict[str, float]:
+    """Writes and says the figures of an evaluation, and shows it if it is the best so far.
+
+    Returns:
+        The figures that are plain numbers.
+
+    Raises:
+        UsageError: save.metric is none of them.
+    """
+    found = parts.task.figures(scores, parts.class_names)
+    numbers = {k: float(v) for k, v in found.items() if isinstance(v, int | float)}
+    name = metric(config, parts)
+    if name not in numbers:
+        hint = did_you_mean(name, numbers) or f"it is one of {', '.join(numbers)}"
+        raise UsageError(f"save.metric={name} is no figure of this validation; {hint}")
+    log.row(kind, **{k: v for k, v in found.items() if isinstance(v, int | float)})
+    if kind == "val":
+        log.say(f"epoch {parts.timeline.epoch_of(parts.progress.step):.4g}: "
+                f"{parts.task.summary(found)}")  # fmt: skip
+        if not parts.progress.best or better(config, parts, numbers[name]):
+            log.best(scores, found, parts.class_names, task=parts.task, views=parts.val.views)
+    return numbers
+
+
+def metric(config: TrainConfig, parts: Parts) -> str:
+    """Returns the figure that "best" goes by."""
+    return config.save.metric or parts.task.metric
+
+
+def lower_is_better(config: TrainConfig, parts: Parts) -> bool:
+    """Returns whether a lower value of that figure is better."""
+    return metric(config, parts) == "loss"
+
+
+def better(config: TrainConfig, parts: Parts, value: float) -> bool:
+    """Returns whether a value is better than the best so far."""
+    best = parts.progress.best[0]["value"]
+    return value < best if lower_is_better(config, parts) else value > best
+
+
+def take_statistics(parts: Parts, config: TrainConfig, network: nn.Module, world: World) -> None:
+    """Takes batch-norm statistics anew over some training batches, as they come in training."""
+    count, step = config.train.precise_bn, parts.progress.step
+    batches = statistics_batches(
+        parts.clips, parts.plan, rank=world.rank, step=step, count=count
+    )  # fmt: skip
+    clips = (plain_input(parts, config, world, batch) for batch in batches)
+    precise_statistics(
+        network, clips, num_batches=count, mean=lambda value: distributed.mean(value, world),
+        autocast=parts.precision.autocast,
+    )  # fmt: skip
