@@ -9,7 +9,6 @@ import pytest
 from conftest import loaded, noise, vidtrain, write_video
 from test_checkpoint import full_disk
 
-
 Cli = Callable[..., int]
 
 
@@ -66,7 +65,7 @@ def test_an_unreadable_video_stops_the_run_with_its_name(
 def test_a_loss_that_is_not_finite_stops_early_and_clearly(
     cli: Cli, small_run: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = (*small_run, "optimizer=sgd", "optimizer.lr=1e30", "schedule.warmup_epochs=0")
+    settings = (*small_run, "optimizer=sgd", "optimizer.lr=1e30", "schedule.warmup=0")
     assert cli("train", *settings) == 1
     error = capsys.readouterr().err
     assert "loss is nan" in error and "optimizer.lr" in error and ".mp4" in error

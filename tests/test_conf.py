@@ -44,7 +44,10 @@ def test_choice_composes_and_binds(path: Path, monkeypatch: pytest.MonkeyPatch) 
     bind(config.clip_sampler.eval, **spec, num_clips=1)
     bind(config.model.build, num_classes=2)
     bind(config.optimizer, [])
-    bind(config.schedule, 0, total_steps=1, steps_per_epoch=1)
+    bind(config.schedule, timeline=None)
+    bind(config.task, num_classes=2, class_counts=None)
+    if config.average is not None:
+        bind(config.average, None, timeline=None)
     if config.mix is not None:
         targets.component(config.mix, "mix")
     assert inputs.crop_size <= min(inputs.short_side)

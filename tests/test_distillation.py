@@ -85,7 +85,9 @@ def test_the_loss_is_the_two_parts_in_their_shares() -> None:
     soft = losses.distilled(logits, wanted, 2.0)
     assert loss_of(task, student).item() == pytest.approx((0.3 * hard + 0.7 * soft).item())
     features = dataclasses.replace(task, similarity=5.0, student_layer=2, teacher_layer="5")
-    own, theirs = student[:3](CLIPS), task.taught_by.network[:6](CLIPS)
+    network = task.taught_by.network
+    assert isinstance(network, nn.Sequential)
+    own, theirs = student[:3](CLIPS), network[:6](CLIPS)
     added = loss_of(features, student).item() - loss_of(task, student).item()
     assert added == pytest.approx(5 * losses.similarity(own, theirs).item(), abs=1e-5)
 
@@ -124,7 +126,11 @@ def test_features_are_those_of_the_last_layer_below_the_classifier() -> None:
     network = tiny(num_classes=3).eval()
     with captured(network, None, "student", on=True) as found:
         network(CLIPS)
-    assert torch.equal(joined(found), network[:4](CLIPS).flatten(1))  # the second convolution
+    assert torch.equal(joined(found, 4), network[:4](CLIPS).flatten(1))  # the second convolution
+    of_frames = torch.arange(12.0).view(6, 2)  # of two clips of three frames
+    assert joined([of_frames], 2).tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
+    with pytest.raises(UsageError, match=r"puts out \(6, 2\) for 4 of them"):
+        joined([of_frames], 4)
     with (
         pytest.raises(UsageError, match=r"task.teacher_layer=nine is no module.*layers are 0, 3"),
         captured(network, "nine", "teacher", on=True),
@@ -192,6 +198,7 @@ def test_a_run_teaches_and_is_not_needed_afterwards(
     assert found["num_videos"] == 13
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_it_is_the_same_and_another_teacher_is_refused(
     cli: Cli, taught: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -258,6 +265,7 @@ def test_a_teacher_of_other_classes_is_refused_and_of_another_order_is_not(
     assert "the data alone has bright; the teacher alone has light" in said
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_two_ranks_distil_as_one_process_does(
     cli: Cli, taught: tuple[str, ...], tmp_path: Path

@@ -43,7 +43,8 @@ def test_losses_are_golden(cli: Callable[..., int], frame_folders: Path, model: 
     assert cli(
         "train", f"model={model}", *MODELS[model], "data=folder", f"data.root={frame_folders}",
         "data.num_workers=0", "num_threads=1", "device=cpu", "mix=mixup_cutmix",
-        "train.batch_size=4", "train.epochs=1", "train.max_steps=4", "average=ema", "average.decay=0.9",
+        "train.batch_size=4", "train.epochs=1", "train.max_steps=4",
+        "average=ema", "average.decay=0.9",
         "train.log_every_steps=1", "optimizer.lr=0.001", "schedule.warmup=0.5",
         "name=golden",
     ) == 0  # fmt: skip

@@ -10,7 +10,6 @@ import pytest
 import torch
 from conftest import loaded, noise, write_video
 
-
 Cli = Callable[..., int]
 
 

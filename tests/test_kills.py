@@ -1,9 +1,10 @@
-"""kill -9 at any moment, then the same command: the same weights, optimizer and figures, to the bit.
+"""kill -9 at any moment, then the same command: the same weights and figures, to the bit.
 
 Everything that could go wrong is on: mixup and cutmix, dropout, RandAugment, averaged weights,
 accumulation, loader processes, a checkpoint after each step, written in the background.
 """
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -20,9 +21,10 @@ from conftest import loaded, same_state
 
 SETTINGS = (
     "mix=mixup_cutmix", "mix.mode=sample", "augment=randaugment", "average=ema",
-    "average.decay=0.9", "train.accumulate=2", "train.clip_grad_norm=1.0", "task.label_smoothing=0.1",
-    "model.build.dropout=0.3", "data.views_per_decode=2", "data.num_workers=1", "train.epochs=4",
-    "save.every='1 step'", "validate.every='2 steps'", "validate.num_clips=2", "train.batch_size=8",
+    "average.decay=0.9", "train.accumulate=2", "train.clip_grad_norm=1.0",
+    "task.label_smoothing=0.1", "model.build.dropout=0.3", "data.views_per_decode=2",
+    "data.num_workers=1", "train.epochs=4", "save.every='1 step'", "validate.every='2 steps'",
+    "validate.num_clips=2", "train.batch_size=8",
 )  # fmt: skip
 Moment = Callable[[subprocess.Popen, Path], bool]
 
@@ -49,9 +51,13 @@ def in_training(process: subprocess.Popen, run: Path) -> bool:
 
 
 def kill_at(moment: Moment, delay: float, command: list[str], run: Path) -> bool:
-    """Starts the command and kills it some seconds after a moment; returns whether it was killed."""
-    with subprocess.Popen(command, cwd=run.parent.parent, stderr=subprocess.PIPE) as process:
-        family: list[psutil.Process] = []
+    """Starts the command and kills it some seconds after a moment; returns whether it was."""
+    family: list[psutil.Process] = []
+    # Not a pipe: the loader processes would hold it open.
+    with (
+        open(run.parent.parent / "said.txt", "w") as said,
+        subprocess.Popen(command, cwd=run.parent.parent, stderr=said) as process,
+    ):
         try:
             while process.poll() is None and not moment(process, run):
                 time.sleep(0.001)
@@ -60,11 +66,11 @@ def kill_at(moment: Moment, delay: float, command: list[str], run: Path) -> bool
         except psutil.NoSuchProcess:
             pass
         os.kill(process.pid, signal.SIGKILL)
-        said = process.communicate()[1].decode()
-        for child in family:
+    for child in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
-        assert process.returncode in (0, -signal.SIGKILL), said
-        return process.returncode != 0
+    assert process.returncode in (0, -signal.SIGKILL), (run.parent.parent / "said.txt").read_text()
+    return process.returncode != 0
 
 
 def train_whole(command: Callable[[str], list[str]], folder: Path) -> Path:
@@ -85,7 +91,9 @@ def check_kills(small_run: tuple[str, ...], folder: Path, kills: list[tuple[Mome
 
     whole, run = train_whole(command, folder), folder / "runs/killed"
     killed = sum(kill_at(moment, delay, command("killed"), run) for moment, delay in kills)
-    done = subprocess.run(command("killed"), cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command("killed"), cwd=folder, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     same_state(whole, run)
     assert loaded(whole)["progress"] == loaded(run)["progress"]

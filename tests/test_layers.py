@@ -18,9 +18,8 @@ CONFIG = {"config", "config_data", "config_model", "config_plot", "config_repro"
 ROOMS = {"data", "models", "training"}
 MIDDLE = {"tasks", "export", "report", "benchmarking"}
 ABOVE = {
-    "again", "bad_videos", "batch_finder", "build", "build_data", "checkpoint", "comparing", "composing",
-    "dry_run",
-    "evaluation", "finished", "introducing", "nonfinite", "parts", "profiling", "provenance",
+    "again", "bad_videos", "batch_finder", "build", "build_data", "checkpoint",
+    "comparing", "composing", "dry_run", "evaluation", "finished", "introducing", "nonfinite", "parts", "profiling", "provenance",
     "resuming", "runlog", "saving", "sinks", "sizes", "starting", "step_benchmark", "stepping",
     "strict", "survey", "sweeps", "targets", "teaching", "trials", "validation",
 }  # fmt: skip

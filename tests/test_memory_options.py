@@ -17,7 +17,8 @@ from vidtrain.models import memory
 from vidtrain.models.c3d import c3d
 from vidtrain.models.tsn import tsn
 from vidtrain.targets import component
-from vidtrain.training.averaging import average_of
+from vidtrain.training.averaging import ema
+from vidtrain.training.timeline import Timeline
 
 # One model of each family, frames and pixels of a clip that is small for it.
 FAMILIES = {
@@ -79,7 +80,7 @@ def test_checkpointing_changes_no_bit_and_keeps_less(name: str) -> None:
         assert value.equal(found[key]), key
     print(f"{name}: {before / 1e6:.1f} -> {after / 1e6:.1f} MB kept for the backward pass")
     assert after < 0.7 * before  # a stem is no block: I3D-InceptionV1 keeps most
-    averaged = average_of(lean, 0.9).module
+    averaged = ema(lean, timeline=Timeline((10,), 2), decay=0.9).module
     with torch.inference_mode():
         assert averaged(clips).equal(plain.eval()(clips))
 
@@ -149,7 +150,13 @@ def test_a_missing_compiler_is_said_before_any_work(
 
 @pytest.mark.slow
 def test_a_compiled_run_is_evaluated_and_exported(cli: Callable[..., int], small_run: Any) -> None:
-    small_run = (*small_run, "average=ema", "average.decay=0.9", "model.build.dropout=0.0", "train.max_steps=7")
+    small_run = (
+        *small_run,
+        "average=ema",
+        "average.decay=0.9",
+        "model.build.dropout=0.0",
+        "train.max_steps=7",
+    )
     options = ("model.compile=true", "model.channels_last=true")
     assert cli("train", *small_run, *options) == 0
     assert cli("train", *small_run, "name=plain") == 0

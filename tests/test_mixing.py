@@ -1,5 +1,7 @@
 """Mixup and cutmix: by hand, and against timm and torchvision on the same draw."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from vidtrain.errors import UsageError
 from vidtrain.targets import component
 from vidtrain.training.mixing import Drawn, Mix, draw, mix_clips
 
+Mode = Literal["batch", "sample"]
 SEEDS = torch.arange(100, 108)
 
 
@@ -31,7 +34,7 @@ def test_mixup_blends_neighbours_by_the_drawn_share() -> None:
 
 
 @pytest.mark.parametrize("mode", ["batch", "sample"])
-def test_cutmix_share_is_the_area_left(mode: str) -> None:
+def test_cutmix_share_is_the_area_left(mode: Mode) -> None:
     clips, targets = make_batch()
     for seed in range(20):
         rng, draws = np.random.default_rng(seed), torch.arange(4) + 10 * seed
@@ -45,7 +48,7 @@ def test_cutmix_share_is_the_area_left(mode: str) -> None:
 @pytest.mark.parametrize("mode", ["batch", "sample"])
 @pytest.mark.parametrize("mix", [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
 def test_mixing_does_not_depend_on_how_the_batch_is_split(
-    mix: tuple[float, float], mode: str
+    mix: tuple[float, float], mode: Mode
 ) -> None:
     clips, targets = torch.rand(8, 3, 2, 8, 8), torch.eye(8)
     how = Mix(*mix, mode=mode)
@@ -76,7 +79,7 @@ def test_sample_mode_goes_by_the_clips_own_seed_alone() -> None:
 
 
 @pytest.mark.parametrize("mode", ["batch", "sample"])
-def test_both_mixes_occur_and_prob_leaves_batches_alone(mode: str) -> None:
+def test_both_mixes_occur_and_prob_leaves_batches_alone(mode: Mode) -> None:
     clips, targets = make_batch(2)
     kinds = set()
     for seed in range(40):
@@ -104,6 +107,17 @@ def same_draw(mix: Mix, seed: int) -> Drawn:
     return drawn
 
 
+class FixedMixup(Mixup):
+    """timm's, with a given share in place of a drawn one."""
+
+    def __init__(self, keep: float) -> None:
+        super().__init__(mixup_alpha=0.8, label_smoothing=0.0, num_classes=2)
+        self.keep = keep
+
+    def _params_per_batch(self) -> tuple[float, bool]:
+        return self.keep, False
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_mixup_is_timms_and_torchvisions(seed: int) -> None:
     """Both pair a batch of two as we do: with the other one."""
@@ -114,9 +128,7 @@ def test_mixup_is_timms_and_torchvisions(seed: int) -> None:
     params = {"lam": keep, "labels": targets, "batch_size": 2}
     assert torch.allclose(mixed, v2.MixUp().transform(Video(clips), params), atol=1e-6)
     assert torch.allclose(soft, v2.MixUp().transform(targets, params), atol=1e-6)
-    timm = Mixup(mixup_alpha=0.8, label_smoothing=0.0, num_classes=2)
-    timm._params_per_batch = lambda: (keep, False)
-    frames, soft_timm = timm(clips[:, :, 0].clone(), torch.tensor([0, 1]))
+    frames, soft_timm = FixedMixup(keep)(clips[:, :, 0].clone(), torch.tensor([0, 1]))
     assert torch.allclose(mixed[:, :, 0], frames, atol=1e-6)
     assert torch.allclose(soft, soft_timm, atol=1e-6)
 

@@ -202,6 +202,7 @@ def charades(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_charades_is_trained_resumed_and_evaluated(
     cli: Callable[..., int], charades: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

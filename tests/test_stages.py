@@ -165,10 +165,11 @@ def test_best_is_written_when_validation_and_saving_fall_apart(
 
 
 def test_worker_count_does_not_change_a_bit(cli: Cli, small_run: tuple[str, ...]) -> None:
-    for workers in (0, 3):
+    for workers in (0, 1, 2, 4):
         settings = (*small_run, *FULL, f"data.num_workers={workers}", f"name=w{workers}")
         assert cli("train", *settings, "train.max_steps=4") == 0
-    same_state("runs/w0", "runs/w3")
+    for workers in (1, 2, 4):
+        same_state("runs/w0", f"runs/w{workers}")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

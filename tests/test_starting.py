@@ -6,20 +6,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, loaded
+from safetensors.torch import save_file
 
-from vidtrain import checkpoint
 
+NO_RUN = "tiny-folder-runs-source"
 Cli = Callable[..., int]
 SMALL = (*TINY, "train.batch_size=4", "data.num_workers=0", "data=folder")
 
 
 @pytest.fixture
 def source(cli: Cli, class_folders: Path) -> Path:
-    """A run of two steps, and its last checkpoint."""
+    """A run of two steps, whose folder stands for its best weights."""
     assert cli("train", *SMALL, f"data.root={class_folders}", "name=source",
                "train.max_steps=2") == 0  # fmt: skip
-    return Path("runs/source/checkpoints/last").resolve() / "model.safetensors"
+    return Path("runs/source")
 
 
 def test_fine_tuning_starts_from_the_weights_and_says_so(
@@ -31,8 +32,7 @@ def test_fine_tuning_starts_from_the_weights_and_says_so(
     assert cli(*words, "train.max_steps=1") == 0
     said = capsys.readouterr()
     assert "tensors matched (the network's own names); head taken over" in said.out + said.err
-    given = checkpoint.load(source)["model"]
-    taken = checkpoint.load(last_checkpoint(Path("runs/tuned")))["model"]
+    given, taken = loaded("runs/source")["model"], loaded("runs/tuned")["model"]
     for key, tensor in given.items():
         if tensor.is_floating_point() and "running" not in key:
             torch.testing.assert_close(taken[key], tensor, rtol=1e-5, atol=1e-7)
@@ -41,7 +41,7 @@ def test_fine_tuning_starts_from_the_weights_and_says_so(
     assert len(record["sha256"]) == 64
     assert record["missing"] == record["unexpected"] == []
     # A resumed run needs the file no more, and keeps the record.
-    source.rename(source.with_name("moved.pt"))
+    source.rename(source.with_name("moved"))
     assert cli(*words, "train.max_steps=2") == 0
     assert json.loads(Path("runs/tuned/run.json").read_text())["weights"] == record
 
@@ -77,11 +77,11 @@ def test_weights_are_evaluated_and_exported_without_a_run(
     assert cli("eval", *words) == 0
     assert cli("eval", "run=runs/source", "checkpoint=last", "data.num_workers=0") == 0
     found = [json.loads(Path(f"runs/{name}/eval/results.json").read_text())
-             for name in ("tiny-folder-runs-source-checkpoints-last.pt", "source")]  # fmt: skip
+             for name in (NO_RUN, "source")]  # fmt: skip
     assert found[0]["loss"] == found[1]["loss"]
     assert found[0]["checkpoint"] == str(source)
     assert cli("export", *words, "format=torch_export", "num_videos=2") == 0
-    assert Path("runs/tiny-folder-runs-source-checkpoints-last.pt/export/model.pt2").is_file()
+    assert Path(f"runs/{NO_RUN}/export/model.pt2").is_file()
 
 
 @pytest.mark.parametrize(
@@ -116,9 +116,9 @@ def test_weights_beside_a_run_are_not_ignored(
 def test_what_weights_do_not_hold_is_not_frozen(
     cli: Cli, source: Path, class_folders: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    state = checkpoint.load(source)
-    first = next(key for key in state["model"] if key.endswith("bias"))
-    torch.save({key: value for key, value in state["model"].items() if key != first}, "some.pt")
+    state = loaded("runs/source")["model"]
+    first = next(key for key in state if key.endswith("bias"))
+    torch.save({key: value for key, value in state.items() if key != first}, "some.pt")
     words = ("train", *SMALL, f"data.root={class_folders}", "model.weights=some.pt", "name=frozen",
              "train.max_steps=1")  # fmt: skip
     assert cli(*words, "finetune=frozen_backbone") == 2
@@ -129,9 +129,8 @@ def test_what_weights_do_not_hold_is_not_frozen(
 def test_a_checkpoint_of_another_builder_is_refused(
     cli: Cli, source: Path, class_folders: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    state = checkpoint.load(source)
-    state["config"]["model"]["build"]["_target_"] = "vidtrain.models.tsm.tsm"
-    checkpoint.save(Path("other.pt"), state)
-    code = cli("train", *SMALL, f"data.root={class_folders}", "model.weights=other.pt")
+    meta = {"vidtrain": json.dumps({"_target_": "vidtrain.models.tsm.tsm"})}
+    save_file(loaded("runs/source")["model"], "other.safetensors", metadata=meta)
+    code = cli("train", *SMALL, f"data.root={class_folders}", "model.weights=other.safetensors")
     assert code == 1
     assert "was trained with vidtrain.models.tsm.tsm" in capsys.readouterr().err

@@ -3,7 +3,7 @@
     checkpoints/step_00000120/model.safetensors     the weights
                               average.safetensors   the averaged weights, if there are any
                               state.pt              optimizer, loss scaler, counters
-                              manifest.json         step, classes, figures, size and sum of each file
+                              manifest.json         step, classes, figures, sizes and sums of files
     checkpoints/last, best                          links to such folders
 
 A folder gets its name when all of its files are on the disk, so one with a name is complete.
@@ -229,7 +229,10 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 def _facts(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return {
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+        }
 
 
 def _check_room(folder: Path, parts: Iterable[Any]) -> None:

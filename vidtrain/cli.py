@@ -126,8 +126,11 @@ def _dispatch(argv: list[str]) -> int:
 def _folders(words: list[str]) -> list[str]:
     """Returns the words with all bare ones joined to `folders=[...]`."""
     before = ["", *words]
-    bare = [word for last, word in zip(before, words, strict=False)
-            if word[:1] not in "-+~" and "=" not in word and last not in ("--config-dir", "--cfg")]
+    bare = [
+        word
+        for last, word in zip(before, words, strict=False)
+        if word[:1] not in "-+~" and "=" not in word and last not in ("--config-dir", "--cfg")
+    ]
     quoted = ",".join("'" + word.replace("'", "\\'") + "'" for word in bare)
     return [word for word in words if word not in bare] + [f"folders=[{quoted}]"] * bool(bare)
 
@@ -178,19 +181,22 @@ class Call:
         return function
 
     def _in_sweep(self, config: Any) -> Any:
-        from vidtrain import composing, sweeps
+        from vidtrain import composing, sweeping, sweeps
 
+        here = os.getpid() == self.pid
+        if not here and sweeping.stopping(str(self.sweep), self.began):
+            return sweeps.INTERRUPTED
         sys.argv = self.argv
-        run = sweeps.Running(*composing.sweep_record(config, self.began))
+        run = sweeping.begin(self.began)
         try:
             objects = composing.to_objects(config)
-            run.record.metric = composing.compared_by(objects)
+            run.record.metric = sweeping.compared_by(objects)
             value = self._function()(objects)
             run.end("done")
             return value
         except Interrupted as error:
             run.end(sweeps.INTERRUPTED, str(error))
-            if os.getpid() == self.pid:
+            if here:
                 raise _Stop(error) from error  # ends the sweep
             _complain(str(error), error.code)
             return sweeps.INTERRUPTED
@@ -203,10 +209,12 @@ class Call:
             run.end("failed", str(error) or type(error).__name__)
             _complain(f"run {run.folder.name} of the sweep failed: {error}", 1)
             return None
+        finally:
+            sweeping.update(self.stage, str(self.sweep))
 
 
 def _run_stage(stage: str, overrides: list[str]) -> None:
-    from vidtrain import composing  # imports Hydra: not for --help
+    from vidtrain import composing, sweeping  # import Hydra: not for --help
 
     call = Call(stage, [f"vidtrain {stage}", *overrides])
     try:
@@ -214,7 +222,7 @@ def _run_stage(stage: str, overrides: list[str]) -> None:
     except _Stop as stop:
         raise stop.reason from None
     finally:
-        failed, interrupted = composing.end_sweep(call) if call.sweep else (0, 0)
+        failed, interrupted = sweeping.end(stage, call.sweep, call.began) if call.sweep else (0, 0)
     if call.failures:
         raise call.failures[-1]
     if interrupted:
@@ -232,8 +240,11 @@ def _stage_help(stage: str, argv: list[str]) -> str:
     text = [f"vidtrain {stage}: {comment}\n"]
     folders = [conf_dir(), *(Path(p) for p in _config_dirs(argv))]
     body = root.read_text("utf-8")
-    groups = [g.name for g in sorted(conf_dir().iterdir()) 
-              if g.is_dir() and g.name != "hydra" and f"{g.name}:" in body]
+    groups = [
+        g.name
+        for g in sorted(conf_dir().iterdir())
+        if g.is_dir() and g.name != "hydra" and f"{g.name}:" in body
+    ]
     if "model:" in body:
         groups.insert(0, "clip_sampler")
     for group in groups:

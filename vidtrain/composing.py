@@ -5,9 +5,8 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import hydra
 import yaml
@@ -17,29 +16,43 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
+from vidtrain import sweeping
 from vidtrain.config import SCHEMAS, RunConfig
 from vidtrain.errors import InputError, UsageError, did_you_mean
 
 FLAGS_WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp",
                     "--package", "-p", "--cfg", "-c", "--info", "-i")  # fmt: skip
 # Settings that hold one path each, and the characters that Hydra would take for its own grammar.
-PATHS = ("run", "runs", "checkpoint", "output", "files", "sums", "task.teacher", "data.root", "data.classes",
-         "data.index", "data.prepared", "data.quarantine")  # fmt: skip
+PATHS = ("run", "runs", "checkpoint", "output", "files", "sums", "task.teacher", "data.root",
+         "data.classes", "data.index", "data.prepared", "data.quarantine")  # fmt: skip
 # An address may hold these; with a comma in it, several weights are swept over.
 QUOTED = {**dict.fromkeys(PATHS, "=#,()[]{}~&"), "model.weights": "=#()[]{}~&"}
 # What a later stage takes over from the config of the run it starts from.
 RECORDED = ("data", "clip_sampler", "model", "precision", "eval", "task")
 
 
-def run_hydra(
-    stage: str, overrides: list[str], call: Callable[[DictConfig], Any], *, conf: Path
-) -> None:
+class Call(Protocol):
+    """What Hydra calls.
+
+    Attributes:
+        sweep: Folder of the sweep; None: there is one run.
+        began: When the command began.
+    """
+
+    sweep: str | None
+    began: float
+
+    def __call__(self, config: DictConfig, /) -> Any:
+        """Runs the stage."""
+
+
+def run_hydra(stage: str, overrides: list[str], call: Call, *, conf: Path) -> None:
     """Composes a stage's config with Hydra and hands it over.
 
     Args:
         stage: Name of the root YAML.
         overrides: The rest of the command line, Hydra's flags included.
-        call: What to do with the config; called once per run of a sweep.
+        call: What to do with the config; called once per run of a sweep, whose folder it is told.
         conf: Folder of the shipped YAML files.
 
     Raises:
@@ -51,11 +64,13 @@ def run_hydra(
         overrides = _record_run(stage, overrides)
     before = sys.argv
     flags, settings = _in_order(overrides)
-    sys.argv = [f"vidtrain {stage}", *flags, *settings]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us, and we say them in one sentence
     entry = hydra.main(config_path=str(conf), config_name=stage, version_base="1.3")
     try:
-        entry(call)()
+        call.sweep, added, elsewhere = sweeping.settings(stage, flags, settings, conf)
+        sys.argv = [f"vidtrain {stage}", *flags, *settings, *added]
+        with sweeping.stoppable(call.sweep, call.began, elsewhere=elsewhere):
+            entry(call)()
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(explain(error, stage, overrides, conf)) from error
     except OSError as error:
@@ -107,77 +122,6 @@ def _in_order(words: list[str]) -> tuple[list[str], list[str]]:
             word = f"{key}{equals}'{value}'"
         settings.append(word)
     return flags, settings
-
-
-def _sweep_settings(
-    stage: str, flags: list[str], settings: list[str], conf: Path
-) -> tuple[str, list[str]] | None:
-    """Returns a sweep's folder, and the settings that lead to it; None: this is no sweep.
-
-    Each run's folder is named by what is swept over, and nothing else. All runs are in one folder,
-    whatever it is that they differ by.
-    """
-    if not {"-m", "--multirun"} & set(flags) or SHOWING & set(flags):
-        return None
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("a sweep (-m) runs on one process; start torchrun once for each value")
-    parsed = OverridesParser.create().parse_overrides(settings)
-    swept = {o.key_or_group for o in parsed if o.is_sweep_override()}
-    fixed = {o.key_or_group: str(o.input_line) for o in parsed if not o.is_sweep_override()}
-    keys = sorted(key for key in fixed.keys() - swept if not key.startswith("hydra"))
-    added = [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(keys)}]"]
-    groups = sorted(swept & {"model", "data"})
-    if groups and "name" not in fixed.keys() | swept:  # the name is made of theirs
-        fixed["name"] = f"name=sweep-{'-'.join(groups)}"
-    pairs = zip(flags, [*flags[1:], ""], strict=True)
-    folders = [f"file://{Path(b).resolve()}" for a, b in pairs if a in ("--config-dir", "-cd")]
-    folders += [f"file://{Path(a.split('=', 1)[1]).resolve()}" for a in flags
-                if a.startswith("--config-dir=")]  # fmt: skip
-    paths = [] if "hydra.searchpath" in fixed else [f"hydra.searchpath={json.dumps(folders)}"]
-    with hydra.initialize_config_dir(str(conf), version_base="1.3"):
-        cfg = hydra.compose(stage, [*fixed.values(), *paths], return_hydra_config=True)
-        folder = str(cfg.hydra.sweep.dir)
-    return folder, [*added, f"hydra.sweep.dir={json.dumps(folder)}"]
-
-
-def sweep_record(config: DictConfig, began: float) -> tuple[Path, sweeps.Record]:
-    """Returns the folder of the run that Hydra is at, and its record, for `sweeps.Running`."""
-    job = HydraConfig.get().job
-    fixed = set(job.config.override_dirname.exclude_keys)
-    parsed = OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
-    swept = {o.key_or_group: str(o.input_line).split("=", 1)[-1] for o in parsed
-             if o.key_or_group not in fixed}  # fmt: skip
-    return Path(HydraConfig.get().runtime.output_dir), sweeps.Record(swept, int(job.num), began)
-
-
-def compared_by(config: Any) -> str | None:
-    """Returns the figure that runs of a sweep are compared by, if the stage trains."""
-    if not isinstance(config, TrainConfig):
-        return None
-    if config.save.metric:
-        return config.save.metric
-    node = config.task if isinstance(config.task, dict) else {}
-    return getattr(targets.locate(str(node.get("_target_")), "task"), "metric", None)
-
-
-def end_sweep(stage: str, folder: str, began: float) -> tuple[int, int]:
-    """Writes and prints the table of a sweep.
-
-    Args:
-        stage: Name of the stage; train alone has a table.
-        folder: Of the sweep.
-        began: When this start of it began.
-
-    Returns:
-        How many runs of this start failed, and how many a signal stopped.
-    """
-    found = sweeps.rows(Path(folder))
-    if found and stage == "train":
-        sweeps.write_table(Path(folder), found)
-        print(f"\n{sweeps.shown(found)}\n\nthis table: {folder}/{sweeps.MARKDOWN}, "
-              f"{folder}/{sweeps.CSV}", flush=True)  # fmt: skip
-    states = [row.record.state for row in found if row.record.began == began]
-    return states.count("failed"), states.count(sweeps.INTERRUPTED)
 
 
 def leave_no_empty_folder(cfg: DictConfig) -> None:
@@ -273,6 +217,8 @@ def explain(error: Exception, stage: str, overrides: list[str], conf: Path) -> s
     if choice:
         group, name = choice[1], choice[2]
         options = re.findall(r"^\t(.+)$", text.split("Config search path")[0], re.MULTILINE)
+        if group.startswith("hydra/"):
+            options.append("others after pip install 'vidtrain[sweep]'")
         return f"{group}={name} is not a choice; {_nearest(name, options)}"
     for link in chain:
         if isinstance(link, ValidationError) and link.full_key:

@@ -18,6 +18,7 @@ from vidtrain.config_data import (
     StatsConfig,
 )
 from vidtrain.config_model import ModelConfig
+from vidtrain.config_plot import PlotConfig
 from vidtrain.config_repro import ReproConfig
 from vidtrain.config_train import (
     ClipSamplerConfig,
@@ -110,6 +111,7 @@ SCHEMAS: dict[str, type] = {
     "prepare": PrepareConfig,
     "benchmark": BenchmarkConfig,
     "repro": ReproConfig,
+    "plot": PlotConfig,
     "models": ModelsConfig,
     "doctor": DoctorConfig,
 }

@@ -1,6 +1,6 @@
-"""The knobs of a training; see `config`. Lengths of time read "5 epochs", "500 steps", "1e6 samples".
+"""The knobs of a training; see `config`.
 
-A bare number is epochs.
+Lengths of time read "5 epochs", "500 steps", "1e6 samples"; a bare number is epochs.
 """
 
 from dataclasses import dataclass, field

@@ -104,7 +104,9 @@ def summarise(parts: Parts, config: TrainConfig, log: RunLog, *, seconds: float)
     name, best = metric(config, parts), "no validation yet"
     shown = {"top1": "top-1", "top5": "top-5"}.get(name, name)
     if progress.best:
-        best = f"best val {shown} {progress.best[0]['value']:.4f} at step {progress.best[0]['step']}"
+        best = (
+            f"best val {shown} {progress.best[0]['value']:.4f} at step {progress.best[0]['step']}"
+        )
     early = ""
     if config.train.patience and progress.stale >= config.train.patience:
         early = f", ended early: {progress.stale} validations without a better {shown}"

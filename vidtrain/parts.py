@@ -28,7 +28,7 @@ from vidtrain.targets import component
 from vidtrain.training import batch_norm
 from vidtrain.training.mixing import Mix
 from vidtrain.training.precision import Precision
-from vidtrain.training.timeline import Timeline
+from vidtrain.training.timeline import Timeline, recurring
 
 
 @dataclass
@@ -92,6 +92,8 @@ class Parts:
         nonfinite: Steps left out because something was not finite.
         prepared: What `vidtrain prepare` did to the videos, or None.
         started: The weights that this start of the run took, or None.
+        saving: Whether a checkpoint is due after so many steps.
+        validating: The same for a validation.
         progress: How far it is.
     """
 
@@ -112,6 +114,8 @@ class Parts:
     nonfinite: NonFinite
     prepared: dict[str, Any] | None
     started: Started | None
+    saving: Callable[[int], bool]
+    validating: Callable[[int], bool]
     progress: Progress = dataclasses.field(default_factory=Progress)
 
     @property
@@ -141,6 +145,8 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
     train, held_out = lists(config, world)
     plan = build.plan(config, train, world_size=world.size)
     timeline = Timeline(plan.epoch_steps, plan.batch_size)
+    saving = recurring(timeline, config.save.every, "save.every")
+    validating = recurring(timeline, config.validate.every, "validate.every")
     augment = component(config.augment, "augment") if config.augment is not None else None
     mix = pairing(config, plan)
     task = build.task(config.task, train)
@@ -182,6 +188,8 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
         nonfinite=NonFinite(config.train.skip_nonfinite),
         prepared=prepared_record(prepared_in) if prepared_in is not None else None,
         started=started,
+        saving=saving,
+        validating=validating,
     )
 
 

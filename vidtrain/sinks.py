@@ -77,13 +77,14 @@ class TensorBoard:
 
     def __init__(self, opening: Opening) -> None:
         self.id: str | None = None
-        self.settings = opening.settings
+        self.settings, self.step = opening.settings, opening.start_step
         self.board = SummaryWriter(
             opening.folder / "tensorboard", purge_step=opening.start_step + 1
         )
 
     def numbers(self, values: Mapping[str, float], step: int) -> None:
         """See Sink."""
+        self.step = step
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
 
@@ -102,6 +103,7 @@ class TensorBoard:
         if figures:  # the same run as the curves, which SummaryWriter.add_hparams would not give
             for part in hparams(compared(self.settings), dict(figures)):
                 self.board._get_file_writer().add_summary(part)
+            self.numbers(figures, self.step)
         self.board.close()
 
 
@@ -110,18 +112,18 @@ class WeightsAndBiases:
 
     def __init__(self, opening: Opening) -> None:
         wandb = import_module("wandb")
-        self.id = opening.known or wandb.util.generate_id()
         try:
             self.run = wandb.init(
-                project=os.environ.get("WANDB_PROJECT", "vidtrain"), id=self.id, resume="allow",
-                name=opening.folder.resolve().name, dir=opening.folder, config=opening.settings,
-                allow_val_change=True,
+                project=os.environ.get("WANDB_PROJECT", "vidtrain"), dir=opening.folder,
+                name=opening.folder.resolve().name, id=opening.known, resume="allow",
+                config=opening.settings, allow_val_change=True,
             )  # fmt: skip
         except (wandb.errors.Error, TimeoutError) as error:
             raise UsageError(
                 f"log.to=wandb: Weights & Biases says: {first_line(error)}; run `wandb login`, or "
                 "set WANDB_MODE=offline to send nothing"
             ) from error
+        self.id: str | None = self.run.id
         self.image, self.page = wandb.Image, wandb.Html
 
     def numbers(self, values: Mapping[str, float], step: int) -> None:

@@ -70,7 +70,9 @@ def start_from(
     path = own_weights(weights)
 
     def get() -> Fetched:
-        return fetch(str(path or weights), published=published, say=_say if world.is_main else _nothing)
+        return fetch(
+            str(path or weights), published=published, say=_say if world.is_main else _nothing
+        )
 
     first = distributed.together(get, world)
     found = first if world.is_main else get()

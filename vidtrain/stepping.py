@@ -134,9 +134,7 @@ def model_input(
     return mix_clips(clips, targets, parts.mix, rng, batch.draws)
 
 
-def plain_input(
-    parts: Parts, config: TrainConfig, world: World, batch: ClipBatch
-) -> torch.Tensor:
+def plain_input(parts: Parts, config: TrainConfig, world: World, batch: ClipBatch) -> torch.Tensor:
     """Returns the clips of a raw batch augmented and normalised, but not mixed."""
     device, inputs = world.device, config.model.input
     return to_input(

@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 RECORD, CSV, MARKDOWN = "sweep.json", "sweep.csv", "sweep.md"
+STOPPING = ".stopping"  # in the sweep's folder: when the start began that is to end
 # What a run returns to the sweeper, from another process, when a signal stopped it.
 INTERRUPTED = "interrupted"
-STATES = ("done", INTERRUPTED, "running", "failed")  # "running" is also what a kill leaves
 
 
 @dataclass
@@ -30,9 +31,11 @@ class Record:
         number: Position in the sweep.
         began: When this start of the sweep began, in seconds since 1970; the same for all its runs.
         metric: Figure that runs are compared by; None: the run does not validate.
-        state: done, interrupted, failed or running.
+        state: done, interrupted, failed or running, which is also what a kill leaves.
         error: Why it failed, or was interrupted.
         seconds: Time taken by all starts that ended, waiting in a queue left out.
+        host: Machine that it runs on.
+        pid: Process that it runs in.
     """
 
     swept: dict[str, str]
@@ -42,6 +45,8 @@ class Record:
     state: str = "running"
     error: str | None = None
     seconds: float = 0.0
+    host: str = field(default_factory=platform.node)
+    pid: int = field(default_factory=os.getpid)
 
 
 @dataclass
@@ -138,7 +143,7 @@ def _row(folder: Path, sweep: Path, record: Record) -> Row:
     values = []
     for line in _metrics(folder):
         row.step = max(row.step, int(line.get("step", 0)))
-        value = line.get(record.metric) if line.get("kind") == "val" else None
+        value = line.get(str(record.metric)) if line.get("kind") == "val" else None
         if isinstance(value, int | float) and math.isfinite(value):
             values.append(float(value))
     if values:
@@ -171,7 +176,7 @@ def _order(row: Row) -> tuple[Any, ...]:
 
 def _cells(found: Sequence[Row], *, short: bool = False) -> tuple[list[str], list[list[str]]]:
     """Returns header and lines of the table; short: figures rounded for reading."""
-    keys = list(dict.fromkeys(key for row in found for key in row.record.swept))
+    keys = sorted({key for row in found for key in row.record.swept})
     metric = next((row.record.metric for row in found if row.record.metric), "metric")
     head = [*keys, f"best {metric}", f"last {metric}", "steps", "seconds", "state", "run", "error"]
 
@@ -211,7 +216,9 @@ def _sentences(found: Sequence[Row]) -> list[str]:
     told = []
     for row in found:
         if row.record.error:
-            settings = ", ".join(f"{k}={v}" for k, v in row.record.swept.items()) or row.folder
+            settings = (
+                ", ".join(f"{k}={v}" for k, v in sorted(row.record.swept.items())) or row.folder
+            )
             told.append(f"{settings} {row.record.state}: {' '.join(row.record.error.split())}")
     return told
 

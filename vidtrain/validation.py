@@ -1,13 +1,16 @@
 """Validation while training: statistics, both sets of weights, and which is the best so far."""
 
+from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 
+import torch
 from torch import nn
 
 from vidtrain import distributed
 from vidtrain.config_train import TrainConfig
 from vidtrain.data.augment import to_input
-from vidtrain.data.loading import statistics_batches
+from vidtrain.data.loading import ClipBatch, statistics_batches
 from vidtrain.distributed import World
 from vidtrain.errors import UsageError, did_you_mean
 from vidtrain.evaluation import evaluate
@@ -98,11 +101,16 @@ def better(config: TrainConfig, parts: Parts, value: float) -> bool:
 def take_statistics(parts: Parts, config: TrainConfig, network: nn.Module, world: World) -> None:
     """Takes batch-norm statistics anew over some training batches, as they come in training."""
     count, step = config.train.precise_bn, parts.progress.step
-    batches = statistics_batches(
-        parts.clips, parts.plan, rank=world.rank, step=step, count=count
-    )  # fmt: skip
-    clips = (plain_input(parts, config, world, batch) for batch in batches)
-    precise_statistics(
-        network, clips, num_batches=count, mean=lambda value: distributed.mean(value, world),
-        autocast=parts.precision.autocast,
-    )  # fmt: skip
+
+    def clips(batches: Iterator[ClipBatch]) -> Iterator[torch.Tensor]:
+        for batch in batches:
+            parts.bad.add(batch.bad, parts.clips.videos)
+            yield plain_input(parts, config, world, batch)
+
+    wanted = statistics_batches(parts.clips, parts.plan, rank=world.rank, step=step, count=count)
+    with closing(wanted) as batches:
+        precise_statistics(
+            network, clips(batches), num_batches=count,
+            mean=lambda value: distributed.mean(value, world),
+            autocast=parts.precision.autocast,
+        )  # fmt: skip

@@ -22,7 +22,7 @@ def wait_share(
     Args:
         files: Videos to train on, over and over.
         gpu: Whether to train on the GPU.
-        read_rows: Reads the rows of a metrics.jsonl.
+        read_rows: Reads the rows of a speed.jsonl.
 
     Returns:
         wait_share (of wall time, median of the rows but the first), clips_per_second, settings; or
@@ -46,9 +46,7 @@ def wait_share(
             f"runs={folder}/runs", "name=run",
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        rows = [
-            r for r in read_rows(Path(folder, "runs/run/metrics.jsonl")) if r["kind"] == "train"
-        ]
+        rows = read_rows(Path(folder, "runs/run/speed.jsonl"))
     found: dict[str, Any] = {"device": "GPU" if gpu else "CPU", "settings": settings}
     if done.returncode or len(rows) < 2:
         words = " / ".join(done.stderr.strip().splitlines()[-2:])

@@ -124,7 +124,7 @@ def to_input(
         rngs = [randomness.generator(key, randomness.AUGMENT) for key in draws.tolist()]
         pairs = zip(video, rngs, strict=True)
         video = torch.stack([_change(clip, augment, rng, centre[0]) for clip, rng in pairs])
-    video = (video.float() - centre) / scale
+    video = video.float().sub_(centre).div_(scale)
     if augment is not None:
         for clip, rng in zip(video, rngs, strict=True):
             _erase(clip, augment, rng)

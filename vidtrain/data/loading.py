@@ -246,7 +246,7 @@ def train_batches(
 
 def statistics_batches(
     clips: TrainClips, plan: Plan, *, rank: int, step: int, count: int
-) -> Iterator[ClipBatch]:
+) -> Generator[ClipBatch, None, None]:
     """Yields this rank's share of training clips that batch-norm statistics are taken over.
 
     They are full-size micro-batches in an order of their own, which the training's does not depend

@@ -72,8 +72,9 @@ class Meter:
 
     def show(self, row: dict[str, Any]) -> None:
         """Shows a train row: in the bar, or as a line where there is no terminal."""
+        loss = "not finite" if row["loss"] is None else f"{row['loss']:.4f}"
         text = (
-            f"loss {row['loss']:.4f}  lr {row['lr']:.2e}  "
+            f"loss {loss}  lr {row['lr']:.2e}  "
             f"{self.latest['clips_per_second']:.1f} clips/s  "
             f"data wait {self.latest['wait_share']:.0%}"
         )

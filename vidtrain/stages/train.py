@@ -1,10 +1,10 @@
 """Train a model: build the parts in order, then loop."""
 
+import math
 import time
 from contextlib import closing
 
 import torch
-from torch.profiler import record_function
 
 from vidtrain import batch_finder, distributed, interrupt, profiling, strict
 from vidtrain.config_train import TrainConfig
@@ -14,12 +14,12 @@ from vidtrain.dry_run import dry_run
 from vidtrain.errors import Interrupted
 from vidtrain.interrupt import Stop
 from vidtrain.introducing import introduce, summarise
+from vidtrain.models import memory
 from vidtrain.parts import Parts, build_parts
 from vidtrain.resuming import restore, save
 from vidtrain.runlog import Meter, RunLog, finite, shown_path
 from vidtrain.saving import Saver
 from vidtrain.stepping import optimizer_step
-from vidtrain.training.timeline import recurring
 from vidtrain.validation import validate
 
 
@@ -64,18 +64,18 @@ def fit(
     *, last_step: int,
 ) -> None:  # fmt: skip
     """The training loop: from the present step to the last, or to where it stops improving."""
-    progress, patience = parts.progress, config.train.patience
-    saving = recurring(parts.timeline, config.save.every, "save.every")
-    validating = recurring(parts.timeline, config.validate.every, "validate.every")
+    progress, patience = parts.progress, config.train.patience or math.inf
     batches = train_batches(parts.clips, parts.plan, rank=world.rank, start_step=progress.step)
     meter = Meter(total=last_step, start=progress.step, main=world.is_main)
     parts.model.train()
     with (
         closing(batches),
         closing(meter),
-        profiling.watching(config.profile, log.folder, say=log.say, world=world) as watch,
+        profiling.watching(
+            config.profile, log.folder, say=log.say, world=world, clips=config.train.batch_size
+        ) as watch,
     ):
-        while progress.step < last_step and not (patience and progress.stale >= patience):
+        while progress.step < last_step and progress.stale < patience:
             step = progress.step
             taken = optimizer_step(
                 parts, config, world, step, batches, meter, stop=bool(stop.signum)
@@ -84,19 +84,22 @@ def fit(
             meter.stepped(taken.clips)
             watch.step()
             at_end = progress.step == last_step
+            if config.model.compile and step == meter.first:
+                log.say(memory.graph_breaks())
             log.at(progress.step, parts.timeline.epoch_of(progress.step))
             if taken.left_out:
                 log.left_out(taken.left_out)
             log_now = progress.step % config.train.log_every_steps == 0 or at_end
-            save_now = saving(progress.step) or at_end
-            if log_now or save_now or validating(progress.step):
+            save_now = parts.saving(progress.step)
+            if log_now or save_now or parts.validating(progress.step):
                 parts.bad.agree(world)
             if log_now:
                 report(parts, log, world, meter, taken.loss, taken.norm)
-            if validating(progress.step) or at_end:
-                with record_function("vidtrain.validate"):
-                    save_now |= validate(parts, config, log, world)
+            if parts.validating(progress.step) or at_end:
+                save_now |= validate(parts, config, log, world)
                 meter.restart_clock()
+                at_end |= progress.stale >= patience
+            save_now |= at_end
             if save_now or progress.step == config.train.log_every_steps:
                 log.weights(parts.model)
             if world.is_main and (save_now or taken.stop):

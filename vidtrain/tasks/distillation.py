@@ -164,7 +164,8 @@ class Distillation:
         loss = (1.0 - self.weight) * losses.cross_entropy(logits, targets, weights)
         loss = loss + self.weight * losses.distilled(logits, wanted, self.temperature)
         if features:
-            loss = loss + self.similarity * losses.similarity(joined(own), joined(theirs))
+            pair = (joined(found, len(clips)) for found in (own, theirs))
+            loss = loss + self.similarity * losses.similarity(*pair)
         return loss
 
 
@@ -229,6 +230,18 @@ def paths_of(network: nn.Module, layer: str | int | None, whose: str) -> tuple[s
     return (str(layer),)
 
 
-def joined(features: list[torch.Tensor]) -> torch.Tensor:
-    """Returns features of one or several pathways as (B, numbers)."""
-    return torch.cat([part.flatten(start_dim=1).float() for part in features], dim=1)
+def joined(features: list[torch.Tensor], count: int) -> torch.Tensor:
+    """Returns features of one or several pathways as (count, numbers), a row for each clip.
+
+    A network that scores frames one by one, as TSN, has the frames of a clip in successive rows.
+
+    Raises:
+        UsageError: They are not those of so many clips.
+    """
+    wrong = next((part for part in features if not part.ndim or len(part) % count), None)
+    if wrong is not None:
+        raise UsageError(
+            f"task.similarity compares clips, and a layer puts out {tuple(wrong.shape)} for "
+            f"{count} of them; name other layers with task.student_layer and task.teacher_layer"
+        )
+    return torch.cat([part.reshape(count, -1).float() for part in features], dim=1)

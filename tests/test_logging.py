@@ -1,0 +1,256 @@
+"""Where a training's figures go: its own files, TensorBoard, and the two services if installed."""
+
+import csv
+import json
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from vidtrain import sinks
+from vidtrain.config_train import LogConfig
+from vidtrain.errors import Interrupted, UsageError
+from vidtrain.report.clip_pictures import plot_filmstrips, worst_errors
+from vidtrain.report.figures import as_csv, best_figures
+from vidtrain.runlog import RunLog
+from vidtrain.tasks.classification import Classification
+from vidtrain.tasks.multilabel import Multilabel
+from vidtrain.tasks.scores import Scores
+
+SETTINGS = {
+    "name": "mine", "seed": 3, "model": {"name": "tiny", "weights": None},
+    "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1, "betas": [0.9, 0.99]},
+    "data": {"name": "folder", "root": "/secret/place"},
+}  # fmt: skip
+
+
+def log_some(folder: Path, to: list[str], *, start: int = 0, steps: int = 3) -> None:
+    """What a training logs, without the training."""
+    log = RunLog(folder, LogConfig(to=to), main=True, start_step=start, settings=SETTINGS)
+    with closing(log):
+        log.text("config", "seed: 3")
+        log.picture("inputs", np.zeros((8, 8, 3), np.uint8), start)
+        for step in range(start + 1, start + steps + 1):
+            log.at(step, step / 10)
+            log.row("train", loss=1 / step, grad_norm=None, lr=0.1)
+            log.scalars({"lr/x0.1": 0.01})
+            log.speed(clips_per_second=12.0)
+        log.row("val", top1=0.5 + step / 100, loss=1 / step, top5=None)
+
+
+def board(folder: Path) -> EventAccumulator:
+    found = EventAccumulator(str(folder / "tensorboard"))
+    return found.Reload()
+
+
+def test_a_training_leaves_tables_curves_and_pictures(
+    cli: Callable[..., int], small_run: tuple[str, ...]
+) -> None:
+    assert cli("train", *small_run, "log.worst=2", "finetune=head_lr_x10") == 0
+    run, found = Path("runs/small"), board(Path("runs/small"))
+    scalars = set(found.Tags()["scalars"])
+    assert scalars >= {"train/loss", "train/grad_norm", "train/lr", "val/top1", "val/loss", "lr/x1",
+                       "lr/x10", "speed/clips_per_second_per_device", "speed/wait_share",
+                       "speed/host_memory_gib"}  # fmt: skip
+    assert set(found.Tags()["images"]) == {"inputs", "confusion_matrix", "worst_errors"}
+    assert found.Tags()["tensors"].count("worst_errors/text_summary") == 1
+    with Image.open(run / "worst_errors.png") as image:
+        assert image.width > 400
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    with open(run / "metrics.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    losses = [row["loss"] for row in rows if row["kind"] == "train"]
+    assert [float(line["train/loss"]) for line in table] == losses
+    tops = [row["top1"] for row in rows if row["kind"] == "val"]
+    assert [float(line["val/top1"]) for line in table if line["val/top1"]] == tops
+    curve = [event.value for event in found.Scalars("train/loss")]
+    np.testing.assert_allclose(curve, losses, rtol=1e-6)
+    # Logging has no part in what is learned, and no time is in the figures.
+    assert cli("train", *small_run, "log.to=[]", "name=quiet", "finetune=head_lr_x10") == 0
+    for name in ("metrics.jsonl", "metrics.csv"):
+        assert (run / name).read_bytes() == Path("runs/quiet", name).read_bytes()
+    assert not Path("runs/quiet/tensorboard").exists()
+
+
+def test_hyper_parameters_stand_beside_the_figures_of_the_same_run(tmp_path: Path) -> None:
+    log_some(tmp_path, ["tensorboard"])
+    found = board(tmp_path)
+    start = found.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    for word in (b"optimizer.lr", b"model.name", b"tiny", b"seed", b"[0.9, 0.99]"):
+        assert word in start
+    assert b"secret" not in start and b"weights" not in start
+    experiment = found.PluginTagToContent("hparams")["_hparams_/experiment"]
+    assert b"best/top1" in experiment
+    assert {"best/top1", "last/top1", "best/loss"} <= set(found.Tags()["scalars"])
+    assert found.Scalars("best/top1")[0].value == pytest.approx(0.53)
+
+
+def test_a_resumed_run_forgets_what_came_after(tmp_path: Path) -> None:
+    log_some(tmp_path, ["tensorboard"], steps=4)
+    log_some(tmp_path, ["tensorboard"], start=2, steps=1)
+    with open(tmp_path / "metrics.csv", newline="") as file:
+        assert [line["step"] for line in csv.DictReader(file)] == ["1", "2", "3"]
+    assert [event.step for event in board(tmp_path).Scalars("train/loss")] == [1, 2, 3]
+
+
+def test_other_processes_write_nothing(tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "run", LogConfig(), main=False, start_step=0, settings=SETTINGS)
+    with closing(log):
+        log.row("val", top1=1.0)
+        log.speed(clips_per_second=1.0)
+        log.text("config", "a")
+        log.picture("inputs", np.zeros((2, 2, 3), np.uint8), 0)
+        log.best([], {"confusion": [[1]]}, ("a",))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["log.to=[tensorbord]"], "log.to=tensorbord is not a place to log to; did you mean"),
+        (["log.worst=-1"], "log.worst=-1 must be 0 or more"),
+    ],
+)
+def test_a_wrong_place_is_refused_before_training(
+    settings: list[str], said: str, cli: Callable[..., int], small_run: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    assert cli("train", *small_run, *settings) == 2
+    assert said in capsys.readouterr().err
+    assert not Path("runs/small/metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", sinks.EXTRAS)
+def test_a_package_that_is_missing_is_named_with_its_remedy(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.path", [])  # nothing can be found, whatever is installed
+    monkeypatch.delitem(__import__("sys").modules, name, raising=False)
+    with pytest.raises(UsageError, match=rf"not installed: pip install 'vidtrain\[{name}\]'"):
+        sinks.check(LogConfig(to=["tensorboard", name]))
+
+
+def scores(*rows: tuple[str, int, list[float]]) -> list[Scores]:
+    return [Scores(name, (label,), np.log(np.array([shares], np.float32)))
+            for name, label, shares in rows]  # fmt: skip
+
+
+def test_the_worst_errors_are_the_most_confident_ones() -> None:
+    task, names = Classification(3), ("left", "right", "up")
+    given = scores(
+        ("unsure", 0, [0.3, 0.4, 0.3]), ("right", 1, [0.25, 0.5, 0.25]),
+        ("sure", 0, [0.05, 0.9, 0.05]), ("same as sure", 0, [0.05, 0.9, 0.05]),
+    )  # fmt: skip
+    found = worst_errors(given, task.video_loss, lambda score: task.prediction(score, names), 2)
+    assert found == [
+        ("same as sure", "same as sure\ntrue left   predicted right 0.90   loss 3.00"),
+        ("sure", "sure\ntrue left   predicted right 0.90   loss 3.00"),
+    ]
+    all_ = worst_errors(given, task.video_loss, lambda score: task.prediction(score, names), 9)
+    assert [name for name, _ in all_] == ["same as sure", "sure", "unsure"]
+
+
+def test_the_worst_errors_of_several_labels() -> None:
+    task, names = Multilabel(3), ("sit", "run", "eat")
+    given = [Scores("good", (0, 1), np.array([[4.0, 4.0, -4.0]], np.float32)),
+             Scores("bad", (), np.array([[3.0, -4.0, -4.0]], np.float32))]  # fmt: skip
+    found = worst_errors(given, task.video_loss, lambda score: task.prediction(score, names), 1)
+    assert found[0][0] == "bad"
+    assert "true no class   predicted sit 0.95, run 0.02, eat 0.02" in found[0][1]
+
+
+def test_filmstrips_show_frames_from_first_to_last(tmp_path: Path) -> None:
+    clip = np.full((20, 16, 24, 3), 255, np.uint8)
+    clip[0], clip[-1], clip[1] = (255, 0, 0), (0, 0, 255), (0, 255, 0)
+    plot_filmstrips([clip, clip[:1]], ["costs $5 ^ $\ntrue a", "b " * 80], tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        shown = np.asarray(image.convert("RGB"))
+    first, last, second = ((shown == colour).all(2) for colour in
+                           ([255, 0, 0], [0, 0, 255], [0, 255, 0]))  # fmt: skip
+    assert first.sum() > 1.5 * last.sum() > 5000  # in both strips, and in one
+    assert not second.any()  # 6 of 20 frames
+    with pytest.raises(ValueError, match="1 clips but 0 texts"):
+        plot_filmstrips([clip], [], tmp_path / "b.png")
+
+
+def test_the_table_has_a_line_per_step_and_a_column_per_figure() -> None:
+    rows: list[dict[str, Any]] = [
+        {"kind": "val", "step": 2, "epoch": 1.0, "top1": 0.5, "top5": None, "num_videos": 4},
+        {"kind": "train", "step": 1, "epoch": 0.5, "loss": 2.0},
+        {"kind": "train", "step": 2, "epoch": 1.0, "loss": 0.1},
+        {"kind": "weights", "step": 2, "epoch": 1.0, "sha256": "ab"},
+        {"kind": "val", "step": 4, "epoch": 2.0, "top1": 0.25, "top5": None, "num_videos": 4},
+    ]
+    assert as_csv(rows).splitlines() == [
+        "step,epoch,train/loss,val/top1,val/top5,val/num_videos",
+        "1,0.5,2.0,,,", "2,1.0,0.1,0.5,,4", "4,2.0,,0.25,,4",
+    ]  # fmt: skip
+    assert best_figures(rows) == {"best/top1": 0.5, "last/top1": 0.25}
+
+
+def test_no_password_of_an_address_is_shown() -> None:
+    assert sinks.address("https://me:word@host:80/a") == "https://host:80/a"
+    assert sinks.address("sqlite:////tmp/mlflow.db") == "sqlite:////tmp/mlflow.db"
+
+
+def test_weights_and_biases_goes_on_in_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb", reason="pip install 'vidtrain[wandb]'")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    log_some(tmp_path / "run", ["tensorboard", "wandb"], steps=4)
+    log_some(tmp_path / "run", ["wandb"], start=2)
+    name = json.loads((tmp_path / "run/tracking.json").read_text())["wandb"]
+    parts = sorted((tmp_path / "run/wandb").glob("offline-run-*"))
+    assert len(parts) == 2 and all(part.name.endswith(f"-{name}") for part in parts)
+    for part in parts:
+        (content,) = (file.read_bytes() for file in part.glob("*.wandb"))
+        for word in (b"train/loss", b"speed/clips_per_second", b"best/top1", b"optimizer"):
+            assert word in content
+        assert list(part.glob("files/media/images/inputs*.png"))
+
+
+def test_weights_and_biases_without_a_login_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb", reason="pip install 'vidtrain[wandb]'")
+    for key, value in (("WANDB_MODE", "online"), ("HOME", str(tmp_path)), ("NETRC", "/nowhere")):
+        monkeypatch.setenv(key, value)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    with pytest.raises(UsageError, match="run `wandb login`, or set WANDB_MODE=offline"):
+        log_some(tmp_path / "run", ["wandb"])
+
+
+def stopped(folder: Path) -> None:
+    """A training that a signal stops after its first step."""
+    log = RunLog(folder, LogConfig(to=["mlflow"]), main=True, start_step=0, settings=SETTINGS)
+    with closing(log):
+        log.at(1, 0.1)
+        log.row("train", loss=1.0)
+        raise Interrupted(15, "stopped", saved=True)
+
+
+def test_mlflow_goes_on_in_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="pip install 'vidtrain[mlflow]'")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    with pytest.raises(Interrupted):
+        stopped(tmp_path / "run")
+    name = json.loads((tmp_path / "run/tracking.json").read_text())["mlflow"]
+    client = mlflow.MlflowClient()
+    assert client.get_run(name).info.status == "KILLED"
+    log_some(tmp_path / "run", ["mlflow"], start=1)
+    found = client.get_run(name)
+    assert found.info.status == "FINISHED" and found.info.run_name == "run"
+    assert found.data.params["optimizer.lr"] == "0.1" and found.data.params["data.name"] == "folder"
+    assert found.data.metrics["best/top1"] == 0.54
+    assert [each.step for each in client.get_metric_history(name, "train/loss")] == [1, 2, 3, 4]
+    assert "config.txt" in {file.path for file in client.list_artifacts(name)}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    with pytest.raises(ValueError, match=f"its run {name} is named in tracking.json"):
+        log_some(tmp_path / "run", ["mlflow"], start=1)
