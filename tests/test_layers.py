@@ -21,7 +21,7 @@ ABOVE = {
     "again", "bad_videos", "batch_finder", "build", "build_data", "checkpoint",
     "comparing", "composing", "dry_run", "evaluation", "finished", "introducing", "nonfinite", "parts", "profiling", "provenance",
     "resuming", "runlog", "saving", "sinks", "sizes", "starting", "step_benchmark", "stepping",
-    "strict", "survey", "sweeps", "targets", "teaching", "trials", "validation",
+    "strict", "survey", "sweeps", "targets", "teacher_choice", "teaching", "trials", "validation",
 }  # fmt: skip
 
 # Part of the package -> the other parts it may import. Every part may import itself and the

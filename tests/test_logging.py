@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -130,7 +133,7 @@ def test_a_package_that_is_missing_is_named_with_its_remedy(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.path", [])  # nothing can be found, whatever is installed
-    monkeypatch.delitem(__import__("sys").modules, name, raising=False)
+    monkeypatch.delitem(sys.modules, name, raising=False)
     with pytest.raises(UsageError, match=rf"not installed: pip install 'vidtrain\[{name}\]'"):
         sinks.check(LogConfig(to=["tensorboard", name]))
 
@@ -198,15 +201,24 @@ def test_no_password_of_an_address_is_shown() -> None:
     assert sinks.address("sqlite:////tmp/mlflow.db") == "sqlite:////tmp/mlflow.db"
 
 
-def test_weights_and_biases_goes_on_in_the_same_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def in_a_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs lines that use this file: W&B reads its environment once, and writes when it ends."""
+    return subprocess.run(
+        [sys.executable, "-c", f"from pathlib import Path\nfrom test_logging import *\n{code}"],
+        env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_weights_and_biases_goes_on_in_the_same_run(tmp_path: Path) -> None:
     pytest.importorskip("wandb", reason="pip install 'vidtrain[wandb]'")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    log_some(tmp_path / "run", ["tensorboard", "wandb"], steps=4)
-    log_some(tmp_path / "run", ["wandb"], start=2)
-    name = json.loads((tmp_path / "run/tracking.json").read_text())["wandb"]
-    parts = sorted((tmp_path / "run/wandb").glob("offline-run-*"))
+    run = tmp_path / "run"
+    for arguments in ("['tensorboard', 'wandb'], steps=4", "['wandb'], start=2"):
+        done = in_a_process(f"log_some(Path({str(run)!r}), {arguments})", WANDB_MODE="offline")
+        assert done.returncode == 0, done.stderr
+        assert "WARNING" not in done.stderr
+    name = json.loads((run / "tracking.json").read_text())["wandb"]
+    parts = sorted((run / "wandb").glob("offline-run-*"))
     assert len(parts) == 2 and all(part.name.endswith(f"-{name}") for part in parts)
     for part in parts:
         (content,) = (file.read_bytes() for file in part.glob("*.wandb"))
@@ -215,15 +227,15 @@ def test_weights_and_biases_goes_on_in_the_same_run(
         assert list(part.glob("files/media/images/inputs*.png"))
 
 
-def test_weights_and_biases_without_a_login_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.slow
+def test_weights_and_biases_without_a_login_says_what_to_do(tmp_path: Path) -> None:
     pytest.importorskip("wandb", reason="pip install 'vidtrain[wandb]'")
-    for key, value in (("WANDB_MODE", "online"), ("HOME", str(tmp_path)), ("NETRC", "/nowhere")):
-        monkeypatch.setenv(key, value)
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    with pytest.raises(UsageError, match="run `wandb login`, or set WANDB_MODE=offline"):
-        log_some(tmp_path / "run", ["wandb"])
+    done = in_a_process(
+        f"log_some(Path({str(tmp_path)!r}), ['wandb'])",
+        WANDB_MODE="online", HOME=str(tmp_path), NETRC="/nowhere", WANDB_API_KEY="",
+    )  # fmt: skip
+    assert "UsageError: log.to=wandb: Weights & Biases says: No API key" in done.stderr
+    assert "run `wandb login`, or set WANDB_MODE=offline" in done.stderr
 
 
 def stopped(folder: Path) -> None:
@@ -235,6 +247,7 @@ def stopped(folder: Path) -> None:
         raise Interrupted(15, "stopped", saved=True)
 
 
+@pytest.mark.slow
 def test_mlflow_goes_on_in_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow", reason="pip install 'vidtrain[mlflow]'")
     monkeypatch.chdir(tmp_path)

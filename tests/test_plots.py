@@ -56,6 +56,21 @@ def test_curves_show_the_metrics(metrics, other, tmp_path):
     np.testing.assert_array_equal(shown, pixels(tmp_path / "again.png"))
 
 
+def test_curves_of_several_labels_show_their_own_figure(tmp_path):
+    metrics = rows(num_steps=60, num_epochs=3)
+    plot_curves(metrics, tmp_path / "top1.png")
+    renamed = [{"mAP" if key == "top1" else key: value for key, value in row.items()
+                if key != "top5"} for row in metrics]  # fmt: skip
+    plot_curves(renamed, tmp_path / "map.png")
+    for row in renamed:
+        row.pop("mAP", None)
+    plot_curves(renamed, tmp_path / "none.png")
+    drawn, other, none = (pixels(tmp_path / f"{name}.png") for name in ("top1", "map", "none"))
+    assert not np.array_equal(drawn, other)  # another title, and no second curve
+    blue = [(picture == [0, 114, 178]).all(2).sum() for picture in (other, none)]
+    assert blue[0] > blue[1] + 200
+
+
 def test_curves_survive_a_loss_that_is_not_finite(tmp_path):
     metrics = rows(num_steps=200, num_epochs=2)
     plot_curves(metrics, tmp_path / "finite.png")

@@ -181,7 +181,7 @@ def test_rates_of_multigrid_follow_the_batch() -> None:
 
 
 def dry_run(cli: Cli, name: str, *, crop_size: int) -> int:
-    """Runs a recipe's dry run on few and small clips; random weights stand in for published ones."""
+    """Runs a recipe's dry run on few small clips; random weights stand in for published ones."""
     batch = 2
     if compose(name).data.views_per_decode == 2:
         batch = 4  # two videos, to be mixed
@@ -192,7 +192,7 @@ def dry_run(cli: Cli, name: str, *, crop_size: int) -> int:
     return cli(
         "train", f"experiment={name}", "train.dry_run=true", "device=cpu", "num_threads=1",
         "data.root=/nowhere", "model.weights=null", f"train.batch_size={batch}",
-        "train.accumulate=1", "eval.batch_size=2", f"model.input.crop_size={crop_size}",
+        "train.accumulate=1", "train.max_steps=2", "eval.batch_size=2", f"model.input.crop_size={crop_size}",
         f"model.input.eval_crop_size={crop_size}", *short,
     )  # fmt: skip
 

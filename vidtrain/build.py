@@ -20,11 +20,16 @@ from vidtrain.data.order import draw_weights
 from vidtrain.data.video import VideoList
 from vidtrain.errors import UsageError
 from vidtrain.models import anatomy, memory
-from vidtrain.targets import component
+from vidtrain.targets import component, locate
 from vidtrain.training.parameters import lr_factor, parameter_groups
 from vidtrain.training.timeline import Timeline
 
 CLASSIFICATION = {"_target_": "vidtrain.tasks.classification.Classification"}
+
+
+def task_class(node: dict[str, Any] | None) -> Any:
+    """Returns what a task's node names, not built; without a node, plain classification."""
+    return locate((node or CLASSIFICATION)["_target_"], "task")
 
 
 def task(node: dict[str, Any] | None, listed: VideoList) -> Any:
@@ -159,6 +164,13 @@ def optimizer(
     for group in built.param_groups:
         group["base_lr"] = group["lr"] * factor * group["lr_scale"]
     return built
+
+
+def unclipped(loop: LoopConfig, network: nn.Module) -> list[nn.Parameter]:
+    """Returns the parameters that adaptive clipping leaves alone: the classifier's."""
+    if loop.clip_grad_agc is None:
+        return []
+    return [network.get_parameter(name) for name in anatomy.head(network)]
 
 
 def schedule(node: dict[str, Any], timeline: Timeline) -> Callable[[int], float]:

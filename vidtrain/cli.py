@@ -227,11 +227,11 @@ def _run_stage(stage: str, overrides: list[str]) -> None:
         raise call.failures[-1]
     if interrupted:
         raise Interrupted(
-            signal.SIGTERM, f"{interrupted} runs of the sweep were stopped by a signal and have "
-            "their state saved; the same command goes on from there", saved=True,
+            signal.SIGTERM, f"{interrupted} run(s) of the sweep were stopped by a signal; the "
+            "same command goes on from there", saved=True,
         )  # fmt: skip
     if failed:
-        raise InputError(f"{failed} runs of the sweep in {call.sweep} failed, see sweep.md there")
+        raise InputError(f"{failed} run(s) of the sweep in {call.sweep} failed, see the table")
 
 
 def _stage_help(stage: str, argv: list[str]) -> str:

@@ -113,9 +113,10 @@ def summarise(parts: Parts, config: TrainConfig, log: RunLog, *, seconds: float)
     left_out = len(parts.nonfinite.steps)
     if left_out:
         early += f"; {left_out} steps left out as not finite, see nonfinite.jsonl"
+    confusion = "" if parts.task.multi_label else " confusion_matrix.png,"
     log.say(
         f"done: step {progress.step} of {total} after {seconds:.0f} s{early}; {best}\n"
-        f"run folder {log.folder}: checkpoints/best, curves.png, confusion_matrix.png, inputs.png, "
+        f"run folder {log.folder}: checkpoints/best, curves.png,{confusion} inputs.png, "
         f"metrics.jsonl\n"
         f"next: vidtrain eval run={log.folder}    vidtrain export run={log.folder}    "
         f"tensorboard --logdir {log.folder}"

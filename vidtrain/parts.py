@@ -84,6 +84,7 @@ class Parts:
         network: The network as it is called: wrapped for DDP, or the same.
         average: Averaged weights, or None.
         optimizer: Optimizer; each group has its `base_lr`, and its `lr_scale` in that.
+        unclipped: Parameters that adaptive clipping leaves alone.
         schedule: Factor on the base learning rate, by step.
         precision: Arithmetic and loss scaler.
         augment: What happens to each clip on the device, or None.
@@ -106,6 +107,7 @@ class Parts:
     network: nn.Module
     average: Any
     optimizer: torch.optim.Optimizer
+    unclipped: list[nn.Parameter]
     schedule: Callable[[int], float]
     precision: Precision
     augment: Augment | None
@@ -180,6 +182,7 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
         network=model,
         average=average,
         optimizer=optimizer,
+        unclipped=build.unclipped(config.train, model),
         schedule=schedule,
         precision=precision,
         augment=augment,

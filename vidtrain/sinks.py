@@ -28,7 +28,7 @@ COMPARED = (
     "seed", "data.name", "data.class_balance", "data.views_per_decode", "model.name",
     "model.weights", "model.input.", "clip_sampler.train.", "finetune.", "task.", "teacher.name",
     "multigrid.", "augment.", "mix.", "optimizer.", "schedule.", "average.", "precision.",
-    "train.epochs", "train.max_steps", "train.batch_size", "train.clip_grad", "train.no_decay",
+    "train.epochs", "train.batch_size", "train.clip_grad", "train.no_decay",
     "train.precise_bn", "train.sync_bn", "train.patience",
 )  # fmt: skip
 MOST_PARAMS = 100  # of one request to MLflow

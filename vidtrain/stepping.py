@@ -69,8 +69,9 @@ def optimizer_step(
         scaler.unscale_(optimizer)
         loop = config.train
         norm = clip_gradients(
-            parts.model.parameters(), norm=loop.clip_grad_norm, agc=loop.clip_grad_agc
-        )
+            parts.model.parameters(), norm=loop.clip_grad_norm, agc=loop.clip_grad_agc,
+            unclipped=parts.unclipped,
+        )  # fmt: skip
         # With loss scaling an overflowing gradient is expected now and then: the scaler skips it.
         overflow_for_ever = scaler.is_enabled() and scaler.get_scale() < SMALLEST_SCALE
         fine = bool(loss.isfinite() if scaler.is_enabled() else loss.isfinite() & norm.isfinite())

@@ -13,7 +13,7 @@ from vidtrain.export.formats import Exported, replacing
 from vidtrain.export.parity import TOLERANCE, Parity
 
 LAYOUT = "B,3,T,H,W RGB float32 normalised"
-OUTPUT = "logits; apply softmax for probabilities"
+OUTPUT = "logits; apply {} for probabilities"
 PACKAGES = ("torch", "onnx", "onnxruntime")
 
 
@@ -51,6 +51,7 @@ def write_sidecar(
     class_names: Sequence[str],
     run: str,
     checkpoint: str,
+    activation: str = "softmax",
     tolerance: float = TOLERANCE,
 ) -> Path:
     """Writes `<path>.json` atomically and returns its path.
@@ -63,6 +64,7 @@ def write_sidecar(
         class_names: Class names, indexed by label.
         run: Name of the run the weights come from.
         checkpoint: Name of the checkpoint within it.
+        activation: softmax, or sigmoid where a video may have several classes.
         tolerance: Largest max_rel that was accepted.
 
     Raises:
@@ -74,7 +76,7 @@ def write_sidecar(
         "bytes": path.stat().st_size,
         **asdict(exported),
         "input": {"name": "video", "layout": LAYOUT, **asdict(preprocessing)},
-        "output": {"name": "logits", "meaning": OUTPUT},
+        "output": {"name": "logits", "meaning": OUTPUT.format(activation)},
         "labels": list(class_names),
         "source": {"run": run, "checkpoint": checkpoint},
         "parity": {**asdict(parity), "tolerance": tolerance},

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from vidtrain.report.plots import label_axes, literal, new_figure, save, series
 
@@ -62,6 +62,8 @@ def plot_runs(
         (rate, "Learning rate", "learning rate"), (norm, "Gradient norm", "norm before clipping"),
     ):  # fmt: skip
         _finish(axes, log=log and axes is not score)
+        if x == "step" and axes.lines:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         label_axes(axes, literal(title), x, literal(unit))
     names.set_axis_off()
     more = len(handles) - MOST_NAMED

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from vidtrain import build_data, distributed, runlog
+from vidtrain import build, build_data, distributed, runlog
 from vidtrain.config import ExportConfig
 from vidtrain.data.augment import to_input
 from vidtrain.errors import InputError, UsageError
@@ -55,6 +55,7 @@ def export(config: ExportConfig) -> None:
         sidecar = write_sidecar(
             path, exported=exported, parity=parity, preprocessing=preprocessing,
             class_names=run.class_names, run=run.folder.name, checkpoint=Path(run.checkpoint).name,
+            activation="sigmoid" if build.task_class(config.task).multi_label else "softmax",
             tolerance=config.tolerance,
         )  # fmt: skip
     if exported.note:
