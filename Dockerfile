@@ -15,6 +15,7 @@ WORKDIR /source
 COPY pyproject.toml README.md LICENSE ./
 COPY conf ./conf
 COPY vidtrain ./vidtrain
+COPY hydra_plugins ./hydra_plugins
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 # The last PyTorch that is built for CUDA 12.8: drivers of the 12.x series will do, and Blackwell

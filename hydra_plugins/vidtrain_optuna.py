@@ -59,7 +59,7 @@ class OptunaSweeperConf:
     params: Optional[Dict[str, Any]] = None  # noqa: UP006, UP045
 
 
-ConfigStore.instance().store(group="hydra/sweeper", name="optuna", node=OptunaSweeperConf)
+ConfigStore.instance().store(group="hydra/sweeper", name="vidtrain_optuna", node=OptunaSweeperConf)
 
 
 class OptunaSweeper(Sweeper):
@@ -241,9 +241,10 @@ def _distribution(override: Override) -> Any:
     try:
         if isinstance(given, IntervalSweep):
             assert given.start is not None and given.end is not None
-            whole = isinstance(given.start, int) and isinstance(given.end, int)
-            kind = IntDistribution if whole else FloatDistribution
-            return kind(given.start, given.end, log="log" in tags)
+            log = "log" in tags
+            if isinstance(given.start, int) and isinstance(given.end, int):
+                return IntDistribution(given.start, given.end, log=log)
+            return FloatDistribution(given.start, given.end, log=log)
         if tags:
             raise UsageError(f"{text}: log goes with interval(low,high) alone")
         if isinstance(given, RangeSweep) and not given.shuffle:

@@ -17,11 +17,14 @@ import os
 import re
 import sys
 import tarfile
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
+from omegaconf import DictConfig
 
 from vidtrain import build_data, composing, runlog
 from vidtrain.cli import conf_dir
@@ -56,22 +59,32 @@ def main() -> None:
         out, *overrides = options.places
         if re.match(r"[a-z_.]+=", out):
             parser.error("the folder to write to comes first")
-        failures: list[InputError] = []
-
-        def call(cfg: object) -> None:
-            try:
-                config = composing.to_objects(cfg)  # type: ignore[arg-type]
-                seed = None if options.listed else options.seed
-                pack(config, Path(out), size=int(options.size_mb * MB), seed=seed)
-            except InputError as error:  # past Hydra, which would add its own lines
-                failures.append(error)
-
+        seed = None if options.listed else options.seed
+        call = Packing(Path(out), int(options.size_mb * MB), seed)
         composing.run_hydra("index", overrides, call, conf=conf_dir())
-        if failures:
-            raise failures[0]
+        if call.failures:
+            raise call.failures[0]
     except InputError as error:
         print(f"pack_shards: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UsageError) else 1)
+
+
+@dataclass
+class Packing:
+    """What Hydra calls with the composed config; see `pack`."""
+
+    out: Path
+    size: int
+    seed: int | None
+    failures: list[InputError] = field(default_factory=list)
+    sweep: str | None = None
+    began: float = field(default_factory=time.time)
+
+    def __call__(self, config: DictConfig) -> None:
+        try:
+            pack(composing.to_objects(config), self.out, size=self.size, seed=self.seed)
+        except InputError as error:  # past Hydra, which would add its own lines
+            self.failures.append(error)
 
 
 def pack(config: IndexConfig, out: Path, *, size: int, seed: int | None) -> None:

@@ -87,7 +87,9 @@ def test_room_is_looked_at_before_anything_is_written(tmp_path: Path) -> None:
 
 def test_last_and_best_are_kept_and_the_rest_removed(tmp_path: Path) -> None:
     saver = Saver(tmp_path, keep_last=2, background=True)
-    content = {"model": WEIGHTS, "average": None, "state": {}, "about": {"class_names": []}}
+    content: dict[str, Any] = {
+        "model": WEIGHTS, "average": None, "state": {}, "about": {"class_names": []},
+    }  # fmt: skip
     for step in range(1, 7):
         saver.save(step, [2] if step >= 2 else [], content)
     saver.wait()

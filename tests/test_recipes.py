@@ -192,8 +192,8 @@ def dry_run(cli: Cli, name: str, *, crop_size: int) -> int:
     return cli(
         "train", f"experiment={name}", "train.dry_run=true", "device=cpu", "num_threads=1",
         "data.root=/nowhere", "model.weights=null", f"train.batch_size={batch}",
-        "train.accumulate=1", "train.max_steps=2", "eval.batch_size=2", f"model.input.crop_size={crop_size}",
-        f"model.input.eval_crop_size={crop_size}", *short,
+        "train.accumulate=1", "train.max_steps=2", "eval.batch_size=2",
+        f"model.input.crop_size={crop_size}", f"model.input.eval_crop_size={crop_size}", *short,
     )  # fmt: skip
 
 

@@ -222,5 +222,5 @@ def test_tensorboard_holds_scalars_and_the_input_grid(cli: Cli, small_run: tuple
     assert cli("train", *small_run, "train.max_steps=2") == 0
     events = EventAccumulator("runs/small/tensorboard").Reload()
     assert {"train/loss", "train/lr", "val/top1"} <= set(events.Tags()["scalars"])
-    assert events.Tags()["images"] == ["inputs"]
+    assert set(events.Tags()["images"]) == {"inputs", "confusion_matrix", "worst_errors"}
     assert "config/text_summary" in events.Tags()["tensors"]

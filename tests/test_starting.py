@@ -9,7 +9,6 @@ import torch
 from conftest import TINY, loaded
 from safetensors.torch import save_file
 
-
 NO_RUN = "tiny-folder-runs-source"
 Cli = Callable[..., int]
 SMALL = (*TINY, "train.batch_size=4", "data.num_workers=0", "data=folder")
@@ -37,7 +36,7 @@ def test_fine_tuning_starts_from_the_weights_and_says_so(
         if tensor.is_floating_point() and "running" not in key:
             torch.testing.assert_close(taken[key], tensor, rtol=1e-5, atol=1e-7)
     record = json.loads(Path("runs/tuned/run.json").read_text())["weights"]
-    assert record["origin"] == str(source)
+    assert record["origin"] == str(source / "checkpoints/best/model.safetensors")
     assert len(record["sha256"]) == 64
     assert record["missing"] == record["unexpected"] == []
     # A resumed run needs the file no more, and keeps the record.
@@ -79,7 +78,7 @@ def test_weights_are_evaluated_and_exported_without_a_run(
     found = [json.loads(Path(f"runs/{name}/eval/results.json").read_text())
              for name in (NO_RUN, "source")]  # fmt: skip
     assert found[0]["loss"] == found[1]["loss"]
-    assert found[0]["checkpoint"] == str(source)
+    assert found[0]["checkpoint"] == str(source / "checkpoints/best/model.safetensors")
     assert cli("export", *words, "format=torch_export", "num_videos=2") == 0
     assert Path(f"runs/{NO_RUN}/export/model.pt2").is_file()
 

@@ -35,11 +35,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_code_and_conf_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    code = {str(path.relative_to(ROOT)) for path in (ROOT / "vidtrain").rglob("*.py")}
+    code = {
+        str(path.relative_to(ROOT))
+        for folder in ("vidtrain", "hydra_plugins")
+        for path in (ROOT / folder).rglob("*.py")
+    }
     conf = {f"vidtrain/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
     assert conf, "the checkout has no conf/*.yaml"
     assert {name for name in names if name.endswith((".py", ".yaml"))} == code | conf
-    assert all(name.startswith("vidtrain/") for name in names)
+    assert all(name.startswith(("vidtrain/", "hydra_plugins/")) for name in names)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 from vidtrain import sweeping
 from vidtrain.config import SCHEMAS, RunConfig
 from vidtrain.errors import InputError, UsageError, did_you_mean
+from vidtrain.teacher_choice import choose_teacher
 
 FLAGS_WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp",
                     "--package", "-p", "--cfg", "-c", "--info", "-i")  # fmt: skip
@@ -26,7 +27,11 @@ FLAGS_WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-pat
 PATHS = ("run", "runs", "checkpoint", "output", "files", "sums", "task.teacher", "data.root",
          "data.classes", "data.index", "data.prepared", "data.quarantine")  # fmt: skip
 # An address may hold these; with a comma in it, several weights are swept over.
-QUOTED = {**dict.fromkeys(PATHS, "=#,()[]{}~&"), "model.weights": "=#()[]{}~&"}
+QUOTED = {
+    **dict.fromkeys(PATHS, "=#,()[]{}~&"),
+    "model.weights": "=#()[]{}~&",
+    "teacher.weights": "=#()[]{}~&",
+}
 # What a later stage takes over from the config of the run it starts from.
 RECORDED = ("data", "clip_sampler", "model", "precision", "eval", "task")
 
@@ -62,6 +67,10 @@ def run_hydra(stage: str, overrides: list[str], call: Call, *, conf: Path) -> No
     register_schemas()
     if issubclass(SCHEMAS[stage], RunConfig) and "--hydra-help" not in overrides:
         overrides = _record_run(stage, overrides)
+    if stage == "train":
+        pairs = zip(overrides, [*overrides[1:], ""], strict=True)
+        own = [Path(value) for flag, value in pairs if flag in ("--config-dir", "-cd")]
+        overrides = choose_teacher(overrides, [conf, *own])
     before = sys.argv
     flags, settings = _in_order(overrides)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us, and we say them in one sentence

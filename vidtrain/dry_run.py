@@ -21,7 +21,7 @@ from vidtrain.parts import Parts, build_parts
 from vidtrain.resuming import save
 from vidtrain.saving import Saver
 from vidtrain.training.host_memory import peak_rss, rss
-from vidtrain.training.timeline import recurring
+from vidtrain.training.timeline import occasions
 from vidtrain.trials import counts, step_on_noise, without_data
 
 GIB = 2**30
@@ -164,8 +164,8 @@ def hours(
         training = sum(seconds[shape] * count for shape, count in times.items())
     else:
         training = seconds[None] * total
-    due = recurring(parts.timeline, config.validate.every, "validate.every")
-    validations = sum(due(step) or step == total for step in range(1, total + 1))
+    due = occasions(parts.timeline, config.validate.every, "validate.every")
+    validations = sum(0 < step < total for step in due) + 1
     few = config.validate
     views = (few.num_clips or config.eval.num_clips) * (few.num_crops or config.eval.num_crops)
     passes = 1 + (parts.average is not None)

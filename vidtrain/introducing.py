@@ -117,7 +117,7 @@ def summarise(parts: Parts, config: TrainConfig, log: RunLog, *, seconds: float)
     log.say(
         f"done: step {progress.step} of {total} after {seconds:.0f} s{early}; {best}\n"
         f"run folder {log.folder}: checkpoints/best, curves.png,{confusion} inputs.png, "
-        f"metrics.jsonl\n"
+        f"worst_errors.png, metrics.jsonl, metrics.csv\n"
         f"next: vidtrain eval run={log.folder}    vidtrain export run={log.folder}    "
         f"tensorboard --logdir {log.folder}"
     )

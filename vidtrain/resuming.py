@@ -18,7 +18,9 @@ FREE_TO_CHANGE = (
     "data.num_workers", "data.prefetch_batches", "data.timeout_seconds", "data.index",
     "data.max_bad_fraction", "data.prepared", "data.published", "model.checkpointing",
     "model.published", "train.log_every_steps", "train.max_steps", "train.skip_nonfinite",
-    "train.dry_run", "save.every", "task.teacher", "teacher.weights", "teacher.published", "save.keep_last", "save.background", "eval.", "log.",
+    "train.dry_run", "save.every", "task.teacher",
+    "teacher.weights", "teacher.published", "save.keep_last", "save.keep_best",
+    "save.background", "eval.", "log.",
 )  # fmt: skip
 
 

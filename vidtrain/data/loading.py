@@ -5,7 +5,7 @@ A sample is a function of (seed, epoch, video index, view) and a batch a functio
 """
 
 import dataclasses
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any

@@ -1,12 +1,13 @@
 """Train a model: build the parts in order, then loop."""
 
+import dataclasses
 import math
 import time
 from contextlib import closing
 
 import torch
 
-from vidtrain import batch_finder, distributed, interrupt, profiling, strict
+from vidtrain import batch_finder, distributed, interrupt, profiling, sinks, strict
 from vidtrain.config_train import TrainConfig
 from vidtrain.data.loading import train_batches
 from vidtrain.distributed import World
@@ -37,6 +38,7 @@ def train(config: TrainConfig) -> float | None:
     if config.train.dry_run:
         dry_run(config)
         return None
+    sinks.check(config.log)
     began, folder = time.perf_counter(), shown_path(config.run_dir)
     with (
         interrupt.deferred() as stop,
@@ -49,7 +51,10 @@ def train(config: TrainConfig) -> float | None:
         strict.refuse(config, parts, world)
         parts.network = distributed.replicate(parts.model, world)
         last_step = min(parts.plan.total_steps, config.train.max_steps or parts.plan.total_steps)
-        log = RunLog(folder, config.log, main=world.is_main, start_step=parts.progress.step)
+        log = RunLog(
+            folder, config.log, main=world.is_main, start_step=parts.progress.step,
+            settings=dataclasses.asdict(config),
+        )  # fmt: skip
         saver = Saver(folder / "checkpoints", config.save.keep_last, config.save.background)
         with closing(log), closing(saver):
             introduce(parts, config, log, world)

@@ -112,6 +112,16 @@ def recurring(
 ) -> Callable[[int], bool]:
     """Returns whether something is due after so many steps: at `start` and then again and again.
 
+    Args and errors are those of `occasions`.
+    """
+    return occasions(timeline, every, where, start=start).__contains__
+
+
+def occasions(
+    timeline: Timeline, every: Length, where: str, *, start: int = 0
+) -> range | frozenset[int]:
+    """Returns the numbers of steps after which something is due, `start` the first of them.
+
     What comes every epoch comes at the ends of epochs, whatever their lengths.
 
     Args:
@@ -137,4 +147,4 @@ def recurring(
         due = frozenset(takewhile(lambda step: step <= last, times)) if shortest >= 1 else range(0)
     if shortest < 1:
         raise UsageError(f"{where}={every} is less than one optimizer step; make it longer")
-    return due.__contains__
+    return due
