@@ -34,8 +34,9 @@ SETTINGS = {
 
 def log_some(folder: Path, to: list[str], *, start: int = 0, steps: int = 3) -> None:
     """What a training logs, without the training."""
-    log = RunLog(folder, LogConfig(to=to), main=True, start_step=start, settings=SETTINGS)
+    log = RunLog(folder, LogConfig(to=to), main=True, start_step=start)
     with closing(log):
+        log.open(SETTINGS)
         log.text("config", "seed: 3")
         log.picture("inputs", np.zeros((8, 8, 3), np.uint8), start)
         for step in range(start + 1, start + steps + 1):
@@ -102,8 +103,9 @@ def test_a_resumed_run_forgets_what_came_after(tmp_path: Path) -> None:
 
 
 def test_other_processes_write_nothing(tmp_path: Path) -> None:
-    log = RunLog(tmp_path / "run", LogConfig(), main=False, start_step=0, settings=SETTINGS)
+    log = RunLog(tmp_path / "run", LogConfig(), main=False, start_step=0)
     with closing(log):
+        log.open(SETTINGS)
         log.row("val", top1=1.0)
         log.speed(clips_per_second=1.0)
         log.text("config", "a")
@@ -240,8 +242,9 @@ def test_weights_and_biases_without_a_login_says_what_to_do(tmp_path: Path) -> N
 
 def stopped(folder: Path) -> None:
     """A training that a signal stops after its first step."""
-    log = RunLog(folder, LogConfig(to=["mlflow"]), main=True, start_step=0, settings=SETTINGS)
+    log = RunLog(folder, LogConfig(to=["mlflow"]), main=True, start_step=0)
     with closing(log):
+        log.open(SETTINGS)
         log.at(1, 0.1)
         log.row("train", loss=1.0)
         raise Interrupted(15, "stopped", saved=True)

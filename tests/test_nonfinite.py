@@ -79,6 +79,15 @@ def test_past_the_budget_the_run_stops(
     assert cli("train", *settings, "train.skip_nonfinite=2") == 0
 
 
+def test_a_network_without_buffers_leaves_out_too(
+    cli: Cli, small_run: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = (*small_run, "model.build._target_=my_models.tiny_without_batch_norm",
+                "optimizer=sgd", "optimizer.lr=1e38", "schedule.warmup=0")  # fmt: skip
+    assert cli("train", *settings) == 1
+    assert "after 3 steps that were left out" in capsys.readouterr().err
+
+
 @pytest.mark.dist
 def test_all_ranks_leave_out_alike(
     small_run: tuple[str, ...], poisoned: Path, tmp_path: Path

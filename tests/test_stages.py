@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -134,6 +135,24 @@ def test_a_signal_saves_and_leaves_with_code_75(
     assert "stopped and saved at step" in said and "the same command goes on" in said
     step = loaded(tmp_path / "runs/small")["step"]
     assert f"step {step} of 3000" in said
+
+
+def test_a_signal_to_the_whole_group_saves_too(small_run: tuple[str, ...], tmp_path: Path) -> None:
+    # As launchers send it. Many micro-batches: the step under way needs the loader process.
+    settings = (*small_run, "train.epochs=500", "data.num_workers=1", "train.batch_size=16",
+                "train.accumulate=8")  # fmt: skip
+    command = [sys.executable, "-m", "vidtrain", "train", *settings]
+    with (
+        open(tmp_path / "said.txt", "w") as said,
+        subprocess.Popen(command, cwd=tmp_path, stderr=said, start_new_session=True) as process,
+    ):
+        metrics = tmp_path / "runs/small/metrics.jsonl"
+        while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGTERM)
+    words = (tmp_path / "said.txt").read_text()
+    assert process.returncode == 75, words
+    assert loaded(tmp_path / "runs/small")["step"] > 0
 
 
 def test_a_finished_run_is_left_alone_and_a_changed_one_refused(

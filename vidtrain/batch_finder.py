@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import yaml
 
-from vidtrain import distributed, parts, runlog
+from vidtrain import build, distributed, parts, runlog
 from vidtrain.checkpoint import all_steps
 from vidtrain.config_train import TrainConfig
 from vidtrain.data.killable import in_processes
@@ -83,6 +83,7 @@ def find_accumulate(config: TrainConfig, world: World, *, memory: int | None = N
         UsageError: Not even the smallest micro-batch fits.
         InputError: The data is not there.
     """
+    build.check_loop(config)
     sizes = micro_batches(config, world.size)
     trial = without_data(config, counts(config, world), num_train=2 * max(sizes))
     measures = world.device.type == "cuda" or os.environ.get("LOCAL_RANK", "0") == "0"

@@ -18,7 +18,7 @@ from vidtrain.config_train import LoopConfig, TrainConfig
 from vidtrain.data.loading import Plan
 from vidtrain.data.order import draw_weights
 from vidtrain.data.video import VideoList
-from vidtrain.errors import UsageError
+from vidtrain.errors import UsageError, did_you_mean
 from vidtrain.models import anatomy, memory
 from vidtrain.targets import component, locate
 from vidtrain.training.parameters import lr_factor, parameter_groups
@@ -52,6 +52,17 @@ def task(node: dict[str, Any] | None, listed: VideoList) -> Any:
     return built
 
 
+def check_metric(name: str | None, built: Any) -> None:
+    """Refuses a save.metric that validations of the task do not have.
+
+    Raises:
+        UsageError: There is no such figure.
+    """
+    if name is not None and name not in built.metrics:
+        hint = did_you_mean(name, built.metrics) or f"it is one of {', '.join(built.metrics)}"
+        raise UsageError(f"save.metric={name} is no figure of this task's validation; {hint}")
+
+
 def check_loop(config: TrainConfig) -> None:
     """Refuses numbers that make no sense, before any work is done.
 
@@ -71,7 +82,7 @@ def check_loop(config: TrainConfig) -> None:
             f"{loop.clip_grad_agc} are two ways to clip; set one of them to null"
         )
     check_range("save", config.save, keep_last=(1, None), keep_best=(1, None))
-    check_range("data", config.data, class_balance=(0, 1))
+    check_range("data", config.data, class_balance=(0, 1), views_per_decode=(1, None))
     if config.seed < 0:
         raise UsageError(f"seed={config.seed} must be at least 0")
 

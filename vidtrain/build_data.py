@@ -170,7 +170,9 @@ def check_range(where: str, config: Any, **limits: tuple[float, float | None]) -
     for name, (lowest, highest) in limits.items():
         value = getattr(config, name)
         if value is not None and not lowest <= value <= (math.inf if highest is None else highest):
-            wanted = f"at least {lowest:g}" if highest is None else f"from {lowest:g} to below 1"
+            wanted = f"at least {lowest:g}"
+            if highest is not None:
+                wanted = f"from {lowest:g} to {'1' if highest == 1 else 'below 1'}"
             raise UsageError(f"{where}.{name}={value} must be {wanted}")
 
 

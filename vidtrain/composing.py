@@ -188,11 +188,13 @@ def _record_run(stage: str, overrides: list[str]) -> list[str]:
         raise InputError(f"run={folder} is not a run folder: there is no {file}") from None
     except (OSError, yaml.YAMLError) as error:
         raise InputError(f"{file} cannot be read: {error}") from error
-    if not isinstance(config, dict) or not all(isinstance(config.get(k), dict) for k in RECORDED):
+    if not isinstance(config, dict) or not all(
+        isinstance(config.get(k), dict) for k in RECORDED if k != "task"
+    ):
         raise InputError(f"{file} is not the config of a run: it lacks one of {RECORDED}")
-    nodes = {key: config[key] for key in RECORDED if key not in values}
+    nodes = {key: config.get(key) for key in RECORDED if key not in values}
     # The one setting that names a file to write to; a run folder may come from somebody else.
-    nodes.get("data", {}).pop("index", None)
+    (nodes.get("data") or {}).pop("index", None)
     if "${" in yaml.safe_dump(nodes):
         raise InputError(f"{file} holds an interpolation (${{...}}); a run's config has none")
     ConfigStore.instance().store(name="recorded_run", node=nodes)

@@ -1,7 +1,6 @@
 """What a training says of itself: what it is made of when it starts, and how it ended."""
 
 import dataclasses
-import json
 
 import numpy as np
 from PIL import Image
@@ -16,6 +15,7 @@ from vidtrain.parts import Parts
 from vidtrain.report.plots import plot_clip_grid, plot_curves
 from vidtrain.runlog import RunLog
 from vidtrain.stepping import model_input
+from vidtrain.training.parameters import lr_factor
 from vidtrain.validation import metric
 
 
@@ -34,11 +34,20 @@ def introduce(parts: Parts, config: TrainConfig, log: RunLog, world: World) -> N
         f"and {len(parts.val.views.videos.videos)} val videos, {len(parts.class_names)} classes. "
         f"{world.size} x {world.device}, {config.precision.dtype}"
     )
+    chosen = {
+        "task": config.task, "optimizer": config.optimizer, "schedule": config.schedule,
+        "average": config.average, "mix": config.mix, "augment": config.augment,
+        "multigrid": config.multigrid,
+    }  # fmt: skip
+    named = [f"{key} {node['_target_'].rpartition('.')[2]}" for key, node in chosen.items() if node]
+    log.say(f"{', '.join(named)}; {plan.total_steps} steps of {plan.batch_size} clips")
     if parts.started:
         log.say("\n".join(parts.started.lines()))
     describe_training(parts, config, log)
     if step:
-        log.say(f"going on from step {step} of {plan.total_steps} in {log.folder}")
+        ended = step >= min(plan.total_steps, config.train.max_steps or plan.total_steps)
+        words = "finished at" if ended else "going on from"
+        log.say(f"{words} step {step} of {plan.total_steps} in {log.folder}")
         return
     show_inputs(parts, config, log, world)
 
@@ -50,7 +59,7 @@ def write_record(parts: Parts, config: TrainConfig, log: RunLog, world: World) -
         videos={"train": parts.clips.videos, "val": parts.val.views.videos},
     )  # fmt: skip
     earlier = log.folder / "run.json"
-    before = json.loads(earlier.read_text("utf-8")) if parts.progress.step else {}
+    before = runlog.read_json(earlier) if parts.progress.step else {}
     this = {"started": facts["started"], "command": facts["command"],
             "step": parts.progress.step}  # fmt: skip
     weights = parts.started.record() if parts.started else before.get("weights")
@@ -85,8 +94,9 @@ def describe_training(parts: Parts, config: TrainConfig, log: RunLog) -> None:
     loop, groups = config.train, parts.optimizer.param_groups
     if loop.lr_batch is not None:
         base = groups[0]["base_lr"] / groups[0]["lr_scale"]
+        factor = lr_factor(loop.lr_rule, loop.batch_size, loop.lr_batch)
         log.say(
-            f"learning rate {base:.3g}: optimizer.lr={config.optimizer['lr']:.3g} is for batches "
+            f"learning rate {base:.3g}: optimizer.lr={base / factor:.3g} is for batches "
             f"of {loop.lr_batch} (train.lr_batch), here they are {loop.batch_size} "
             f"(train.lr_rule={loop.lr_rule})"
         )
@@ -110,6 +120,8 @@ def summarise(parts: Parts, config: TrainConfig, log: RunLog, *, seconds: float)
     early = ""
     if config.train.patience and progress.stale >= config.train.patience:
         early = f", ended early: {progress.stale} validations without a better {shown}"
+    elif progress.step < total:
+        early = f" (train.max_steps; the schedule is that of all {total})"
     left_out = len(parts.nonfinite.steps)
     if left_out:
         early += f"; {left_out} steps left out as not finite, see nonfinite.jsonl"

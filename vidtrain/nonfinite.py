@@ -55,4 +55,5 @@ class NonFinite:
                 "all). Nothing was saved since the last checkpoint. Lower optimizer.lr, set "
                 "train.clip_grad_norm=1, or use precision=fp32"
             )
-        torch._foreach_copy_(list(network.buffers()), self.kept)
+        if self.kept:
+            torch._foreach_copy_(list(network.buffers()), self.kept)

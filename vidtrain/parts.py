@@ -152,6 +152,7 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
     augment = component(config.augment, "augment") if config.augment is not None else None
     mix = pairing(config, plan)
     task = build.task(config.task, train)
+    build.check_metric(config.save.metric, task)
     model = build.model(config.model, num_classes=len(train.class_names), seed=config.seed)
     resuming = bool(all_steps(Path(config.run_dir) / "checkpoints"))
     resuming = distributed.share(resuming, world)

@@ -29,6 +29,8 @@ def free_to_change(config: TrainConfig) -> tuple[str, ...]:
     fixed = set()
     if config.repro == "strict":  # sums on a CPU depend on the number of threads
         fixed.add("num_threads")
+    if config.train.patience is not None:  # the validation at the end counts
+        fixed.add("train.max_steps")
     free = tuple(key for key in FREE_TO_CHANGE if key not in fixed)
     # Statistics are taken, and training may end, when it is validated.
     decides = config.train.patience is not None or config.train.precise_bn > 0
@@ -86,7 +88,7 @@ def restore(parts: Parts, config: TrainConfig, folder: Path, world: World) -> No
         raise UsageError(
             f"resume=false, but {chosen} exists; give a new name with name=, or remove the folder"
         )
-    state = checkpoint.state(chosen, world.device)
+    state = checkpoint.state(chosen, "cpu")
     names = checkpoint.manifest_of(chosen)["class_names"]
     refuse_changes(parts, config, folder, state, names)
     parts.model.load_state_dict(checkpoint.weights(chosen, averaged=False))

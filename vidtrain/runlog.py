@@ -70,10 +70,26 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """Reads a small JSON file of a run folder.
+
+    Raises:
+        InputError: It is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}); put it back, or start a new run with name="
+        ) from error
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Returns the rows of a metrics.jsonl; a last line cut by a kill is left out."""
     rows = []
-    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
+    with writing(path):
+        text = path.read_text("utf-8") if path.exists() else ""
+    for line in text.splitlines():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
@@ -106,37 +122,41 @@ class RunLog:
         epoch: Epoch that rows belong to.
     """
 
-    def __init__(
-        self, folder: Path, config: LogConfig, *, main: bool, start_step: int,
-        settings: dict[str, Any] | None = None,
-    ) -> None:  # fmt: skip
-        """Opens the files and `config.to`; forgets what came after the step resumed from.
+    def __init__(self, folder: Path, config: LogConfig, *, main: bool, start_step: int) -> None:
+        """Makes a log that is still closed.
 
         Args:
             folder: The run folder.
             config: Where to log to.
             main: Whether this process writes.
             start_step: Step that the training goes on from.
+        """
+        self.folder, self.main, self.step, self.epoch = folder, main, start_step, 0.0
+        self.config, self.sinks = config, list[sinks.Sink]()
+        self.files: dict[str, TextIO] = {}
+
+    def open(self, settings: dict[str, Any]) -> None:
+        """Opens the files and `config.to`; forgets what came after the step resumed from.
+
+        Args:
             settings: All of the training's, for what shows them beside its figures.
 
         Raises:
             UsageError: A place to log to is unknown, not installed, or lets nobody in.
             InputError: The folder cannot be written.
         """
-        self.folder, self.main, self.step, self.epoch = folder, main, start_step, 0.0
-        self.config, self.sinks = config, list[sinks.Sink]()
-        sinks.check(config)
-        if not main:
+        sinks.check(self.config)
+        if not self.main:
             return
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        self.files: dict[str, TextIO] = {}
-        for name in ("metrics", "speed", "nonfinite"):
-            path = folder / f"{name}.jsonl"
-            kept = [row for row in read_rows(path) if row["step"] <= start_step]
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        # Steps are counted from 0 where they are left out, and when taken elsewhere.
+        for name, after in (("metrics", 1), ("speed", 1), ("nonfinite", 0)):
+            path = self.folder / f"{name}.jsonl"
+            kept = [row for row in read_rows(path) if row["step"] < self.step + after]
             if kept or name != "nonfinite":
                 write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
-        self.sinks = self._opened(settings or {})
+        self.sinks = self._opened(settings)
 
     def at(self, step: int, epoch: float) -> None:
         """Sets the step and the epoch of the rows that follow."""
@@ -246,7 +266,7 @@ class RunLog:
     def _opened(self, settings: dict[str, Any]) -> list[sinks.Sink]:
         """Opens the places, and keeps the names that this run has there."""
         path = self.folder / "tracking.json"
-        known = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        known = read_json(path) if path.exists() else {}
         found: list[sinks.Sink] = []
         with writing(self.folder):
             for name in dict.fromkeys(self.config.to):

@@ -74,9 +74,11 @@ def tell(
         hint = did_you_mean(name, numbers) or f"it is one of {', '.join(numbers)}"
         raise UsageError(f"save.metric={name} is no figure of this validation; {hint}")
     log.row(kind, **{k: v for k, v in found.items() if isinstance(v, int | float)})
+    averaged = parts.average is not None and parts.average.ready
+    words = {"val": " (averaged weights)" if averaged else "", "val_raw": " (plain weights)"}
+    log.say(f"epoch {parts.timeline.epoch_of(parts.progress.step):.4g}: "
+            f"{parts.task.summary(found)}{words[kind]}")  # fmt: skip
     if kind == "val":
-        log.say(f"epoch {parts.timeline.epoch_of(parts.progress.step):.4g}: "
-                f"{parts.task.summary(found)}")  # fmt: skip
         if not parts.progress.best or better(config, parts, numbers[name]):
             log.best(scores, found, parts.class_names, task=parts.task, views=parts.val.views)
     return numbers

@@ -18,7 +18,7 @@ TICK_SECONDS = 0.3
 
 
 def clean_server(module: str) -> ForkServerContext:
-    """Returns a context that forks processes from a clean server, which Ctrl-C does not reach.
+    """Returns a context that forks processes from a clean server, which no signal to us reaches.
 
     A fork of this process would copy its threads' locks.
 
@@ -26,10 +26,10 @@ def clean_server(module: str) -> ForkServerContext:
         module: What the server imports once, for all of them.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([module])
+    context.set_forkserver_preload(["vidtrain.data.own_group", module])
     # A terminal sends Ctrl-C to all processes: one that is importing would end with a traceback.
     resource_tracker.ensure_running()  # when it starts, it lets signals through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGUSR1})
     try:
         forkserver.ensure_running()
     finally:

@@ -6,6 +6,7 @@ import time
 from contextlib import closing
 
 import torch
+from torch.profiler import record_function
 
 from vidtrain import batch_finder, distributed, interrupt, profiling, sinks, strict
 from vidtrain.config_train import TrainConfig
@@ -51,15 +52,13 @@ def train(config: TrainConfig) -> float | None:
         strict.refuse(config, parts, world)
         parts.network = distributed.replicate(parts.model, world)
         last_step = min(parts.plan.total_steps, config.train.max_steps or parts.plan.total_steps)
-        log = RunLog(
-            folder, config.log, main=world.is_main, start_step=parts.progress.step,
-            settings=dataclasses.asdict(config),
-        )  # fmt: skip
+        log = RunLog(folder, config.log, main=world.is_main, start_step=parts.progress.step)
         saver = Saver(folder / "checkpoints", config.save.keep_last, config.save.background)
         with closing(log), closing(saver):
-            introduce(parts, config, log, world)
+            distributed.together(lambda: log.open(dataclasses.asdict(config)), world)
+            distributed.together(lambda: introduce(parts, config, log, world), world)
             fit(parts, config, log, saver, world, stop, last_step=last_step)
-            saver.wait()
+            distributed.together(saver.wait, world)
             summarise(parts, config, log, seconds=time.perf_counter() - began)
     return parts.progress.best[0]["value"] if parts.progress.best else None
 
@@ -96,12 +95,13 @@ def fit(
                 log.left_out(taken.left_out)
             log_now = progress.step % config.train.log_every_steps == 0 or at_end
             save_now = parts.saving(progress.step)
-            if log_now or save_now or parts.validating(progress.step):
+            if log_now or save_now or taken.stop or parts.validating(progress.step):
                 parts.bad.agree(world)
             if log_now:
                 report(parts, log, world, meter, taken.loss, taken.norm)
             if parts.validating(progress.step) or at_end:
-                save_now |= validate(parts, config, log, world)
+                with record_function("vidtrain.validate"):
+                    save_now |= validate(parts, config, log, world)
                 meter.restart_clock()
                 at_end |= progress.stale >= patience
             save_now |= at_end
@@ -110,7 +110,8 @@ def fit(
             if world.is_main and (save_now or taken.stop):
                 save(parts, config, saver)
             if taken.stop and not at_end:
-                saver.wait()
+                # Nobody leaves before it is on the disk: torchrun ends all when one has ended.
+                distributed.together(saver.wait, world)
                 raise Interrupted(
                     stop.signum,
                     f"stopped and saved at step {progress.step} of {last_step}; "

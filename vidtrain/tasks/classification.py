@@ -104,7 +104,9 @@ def summary(found: dict[str, Any]) -> str:
 def describe(target: torch.Tensor, class_names: tuple[str, ...]) -> str:
     """Returns a soft target (classes,) in words, such as `left 0.70 + up 0.30`."""
     shares, labels = target.sort(descending=True)
-    if shares[1] <= 0.5 / len(class_names):
+    # What label smoothing gives to all is no second class; of two classes it cannot be told.
+    nothing = float(shares[-1]) + 1e-6 if len(class_names) > 2 else 0.25
+    if shares[1] <= nothing:
         return class_names[int(labels[0])]
     pairs = zip(shares[:2].tolist(), labels[:2].tolist(), strict=True)
     return " + ".join(f"{class_names[label]} {share:.2f}" for share, label in pairs)
@@ -129,6 +131,7 @@ class Classification:
     """
 
     metric: ClassVar[str] = "top1"
+    metrics: ClassVar[tuple[str, ...]] = ("top1", "top5", "mean_class_accuracy", "loss")
     multi_label: ClassVar[bool] = False
 
     video_loss = staticmethod(video_loss)

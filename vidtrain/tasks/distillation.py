@@ -90,6 +90,7 @@ class Distillation:
     """
 
     metric: ClassVar[str] = "top1"
+    metrics: ClassVar[tuple[str, ...]] = classification.Classification.metrics
     multi_label: ClassVar[bool] = False
 
     video_loss = staticmethod(classification.video_loss)

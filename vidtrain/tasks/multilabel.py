@@ -38,6 +38,7 @@ class Multilabel:
     """
 
     metric: ClassVar[str] = "mAP"
+    metrics: ClassVar[tuple[str, ...]] = ("mAP", "loss")
     multi_label: ClassVar[bool] = True
 
     num_classes: int
