@@ -75,7 +75,7 @@ def loaded(run: str | Path, name: str = "last") -> dict[str, Any]:
     manifest = checkpoint.verify(folder)
     average = folder / checkpoint.AVERAGE
     return {
-        **checkpoint.state(folder, "cpu"),
+        **checkpoint.state(folder),
         "step": manifest["step"], "manifest": manifest,
         "model": checkpoint.weights(folder, averaged=False),
         "average": checkpoint.weights(folder, averaged=True) if average.exists() else None,

@@ -49,7 +49,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert names(tmp_path / "a") == ["step_00000007"]
     assert names(path) == ["average.safetensors", "manifest.json", "model.safetensors", "state.pt"]
     assert checkpoint.verify(path)["step"] == 7
-    assert checkpoint.state(path, "cpu") == {"step": 7, "a": [1, 2.5, None, "x"]}
+    assert checkpoint.state(path) == {"step": 7, "a": [1, 2.5, None, "x"]}
     found = checkpoint.weights(path, averaged=False)
     assert found.keys() == WEIGHTS.keys()
     assert all(torch.equal(found[name], value) for name, value in WEIGHTS.items())
@@ -174,7 +174,7 @@ def test_loading_runs_no_code(tmp_path: Path) -> None:
     path = write(tmp_path, 1)
     torch.save({"evil": Touch(mark)}, path / "state.pt")
     with pytest.raises(InputError, match=r"state\.pt cannot be read"):
-        checkpoint.state(path, "cpu")
+        checkpoint.state(path)
     assert not mark.exists()
     pickle.loads(pickle.dumps(Touch(mark)))  # the decoy does work where code is run
     assert mark.exists()

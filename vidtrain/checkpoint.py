@@ -177,14 +177,14 @@ def weights(path: Path, *, averaged: bool) -> Tensors:
         raise InputError(f"checkpoint {path}: {name} cannot be read ({error}){_USE}") from error
 
 
-def state(path: Path, device: torch.device | str) -> dict[str, Any]:
-    """Reads what training needs besides the weights; nothing in it is executed.
+def state(path: Path) -> dict[str, Any]:
+    """Reads what training needs besides the weights, to the CPU; nothing in it is executed.
 
     Raises:
         InputError: It is missing or damaged.
     """
     try:
-        return torch.load(path / STATE, map_location=device, weights_only=True)
+        return torch.load(path / STATE, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for damaged files
         reason = str(error).splitlines()[0]
         raise InputError(f"checkpoint {path}: {STATE} cannot be read ({reason}){_USE}") from error
@@ -210,7 +210,7 @@ def config_differences(
         current: Config of this call, nested.
         ignore: Keys, or prefixes that end in a dot, which do not change the result.
     """
-    old, new = _flat(saved), _flat(current)
+    old, new = flat(saved), flat(current)
     keys = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
     return [
         f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
@@ -219,11 +219,12 @@ def config_differences(
     ]
 
 
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns nested settings by dotted key."""
     if not isinstance(node, dict):
         return {prefix[:-1]: node}
     return {
-        k: v for name, child in node.items() for k, v in _flat(child, f"{prefix}{name}.").items()
+        k: v for name, child in node.items() for k, v in flat(child, f"{prefix}{name}.").items()
     }
 
 

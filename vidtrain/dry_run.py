@@ -17,7 +17,7 @@ from vidtrain.data.generated import noise
 from vidtrain.data.multigrid import Shape
 from vidtrain.distributed import World
 from vidtrain.models import counting, memory
-from vidtrain.parts import Parts, build_parts
+from vidtrain.parts import Parts, build_parts, last_step, validation
 from vidtrain.resuming import save
 from vidtrain.saving import Saver
 from vidtrain.training.host_memory import peak_rss, rss
@@ -166,13 +166,8 @@ def hours(
         training = seconds[None] * total
     due = occasions(parts.timeline, config.validate.every, "validate.every")
     validations = sum(0 < step < total for step in due) + 1
-    few = config.validate
-    views = (few.num_clips or config.eval.num_clips) * (few.num_crops or config.eval.num_crops)
+    few = validation(config)
+    views = few.num_clips * few.num_crops
     passes = 1 + (parts.average is not None)
     batches = found["held_out"] * views * passes / (config.eval.batch_size * world.size)
     return training / 3600, validations * batches * found["evaluation"] / 3600
-
-
-def last_step(parts: Parts, config: TrainConfig) -> int:
-    """Returns the steps that the training takes."""
-    return min(parts.plan.total_steps, config.train.max_steps or parts.plan.total_steps)

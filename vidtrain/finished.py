@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from vidtrain import build, build_data, checkpoint, distributed, runlog
 from vidtrain.config import ExportConfig, RunConfig
+from vidtrain.config_model import ModelConfig
 from vidtrain.distributed import World
 from vidtrain.errors import InputError, UsageError
 from vidtrain.starting import Started, start_from
@@ -53,22 +55,39 @@ def checkpoint_folder(run: Path, name: str) -> Path:
     return run / "checkpoints" / name
 
 
-def _from_run(config: RunConfig) -> Finished:
-    folder = Path(config.run)
-    path = checkpoint_folder(folder, config.checkpoint)
+def read_network(path: Path, config: ModelConfig) -> tuple[nn.Module, dict[str, Any]]:
+    """Builds the network of a checkpoint, on the CPU, with its averaged weights if it has them.
+
+    Args:
+        path: The checkpoint's folder.
+        config: The model.
+
+    Returns:
+        The network, and the checkpoint's manifest.
+
+    Raises:
+        InputError: No such checkpoint, a damaged one, or one that does not fit the network.
+    """
     manifest = checkpoint.verify(path)
-    names = tuple(manifest["class_names"])
-    model = build.model(config.model, num_classes=len(names), seed=0)
+    model = build.model(config, num_classes=len(manifest["class_names"]), seed=0)
     try:
         model.load_state_dict(checkpoint.weights(path, averaged=True))
     except RuntimeError as error:
         raise InputError(
-            f"{path} does not fit model={config.model.name}: {str(error).splitlines()[1].strip()}; "
+            f"{path} does not fit model={config.name}: {str(error).splitlines()[1].strip()}; "
             "leave the run's model as it is"
         ) from error
+    return model, manifest
+
+
+def _from_run(config: RunConfig) -> Finished:
+    folder = Path(config.run)
+    path = checkpoint_folder(folder, config.checkpoint)
+    model, manifest = read_network(path, config.model)
     return Finished(
-        folder=folder, checkpoint=str(path), step=manifest["step"], model=model, class_names=names
-    )
+        folder=folder, checkpoint=str(path), step=manifest["step"], model=model,
+        class_names=tuple(manifest["class_names"]),
+    )  # fmt: skip
 
 
 def _from_weights(config: RunConfig, world: World) -> Finished:

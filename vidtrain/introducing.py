@@ -11,7 +11,7 @@ from vidtrain.data.augment import to_pixels
 from vidtrain.data.clip_samplers import describe
 from vidtrain.data.loading import as_batch
 from vidtrain.distributed import World
-from vidtrain.parts import Parts
+from vidtrain.parts import Parts, last_step
 from vidtrain.report.plots import plot_clip_grid, plot_curves
 from vidtrain.runlog import RunLog
 from vidtrain.stepping import model_input
@@ -45,8 +45,7 @@ def introduce(parts: Parts, config: TrainConfig, log: RunLog, world: World) -> N
         log.say("\n".join(parts.started.lines()))
     describe_training(parts, config, log)
     if step:
-        ended = step >= min(plan.total_steps, config.train.max_steps or plan.total_steps)
-        words = "finished at" if ended else "going on from"
+        words = "finished at" if step >= last_step(parts, config) else "going on from"
         log.say(f"{words} step {step} of {plan.total_steps} in {log.folder}")
         return
     show_inputs(parts, config, log, world)

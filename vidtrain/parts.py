@@ -197,6 +197,11 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
     )
 
 
+def last_step(parts: Parts, config: TrainConfig) -> int:
+    """Returns the steps after which training ends if nothing ends it earlier."""
+    return min(parts.plan.total_steps, config.train.max_steps or parts.plan.total_steps)
+
+
 def validation(config: TrainConfig) -> EvalConfig:
     """Returns the views that are validated on while training."""
     few = {key: value for key in ("num_clips", "num_crops")

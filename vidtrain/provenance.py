@@ -136,10 +136,13 @@ def libraries() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "nccl": nccl,
-        "ffmpeg_of_pyav": {
-            name: ".".join(map(str, version)) for name, version in av.library_versions.items()
-        },
+        "ffmpeg_of_pyav": ffmpeg_of_pyav(),
     }
+
+
+def ffmpeg_of_pyav() -> dict[str, str]:
+    """Returns the versions of FFmpeg's libraries in PyAV, by name."""
+    return {name: ".".join(map(str, version)) for name, version in av.library_versions.items()}
 
 
 def decoder(name: str | None) -> dict[str, Any]:

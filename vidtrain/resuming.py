@@ -88,7 +88,7 @@ def restore(parts: Parts, config: TrainConfig, folder: Path, world: World) -> No
         raise UsageError(
             f"resume=false, but {chosen} exists; give a new name with name=, or remove the folder"
         )
-    state = checkpoint.state(chosen, "cpu")
+    state = checkpoint.state(chosen)
     names = checkpoint.manifest_of(chosen)["class_names"]
     refuse_changes(parts, config, folder, state, names)
     parts.model.load_state_dict(checkpoint.weights(chosen, averaged=False))

@@ -145,7 +145,6 @@ class RunLog:
             UsageError: A place to log to is unknown, not installed, or lets nobody in.
             InputError: The folder cannot be written.
         """
-        sinks.check(self.config)
         if not self.main:
             return
         with writing(self.folder):
@@ -165,8 +164,7 @@ class RunLog:
     def row(self, kind: str, **values: Any) -> None:
         """Adds a row to metrics.jsonl and its numbers to the curves.
 
-        Nothing in it may depend on time or machine: equal runs have equal files. After a validation
-        metrics.csv is made anew.
+        Nothing in it may depend on time or machine: equal runs have equal files.
 
         Args:
             kind: train, val (the weights that later stages use), val_raw or weights.
@@ -174,8 +172,6 @@ class RunLog:
         """
         self._write("metrics", {"kind": kind, "step": self.step, "epoch": self.epoch, **values})
         self.scalars({f"{kind}/{name}": value for name, value in values.items()})
-        if kind.startswith("val"):
-            self._write_table()
 
     def speed(self, **values: float) -> None:
         """Adds a row to speed.jsonl and the curves."""
@@ -259,7 +255,7 @@ class RunLog:
         with writing(self.folder):
             for file in self.files.values():
                 file.close()
-            rows = self._write_table()
+            rows = self.table()
             for sink in self.sinks:
                 sink.close(best_figures(rows), code)
 
@@ -277,7 +273,8 @@ class RunLog:
                     write_json(path, known)
         return found
 
-    def _write_table(self) -> list[dict[str, Any]]:
+    def table(self) -> list[dict[str, Any]]:
+        """Writes metrics.csv anew, and returns the rows it is made of."""
         rows = read_rows(self.folder / "metrics.jsonl") if self.main else []
         if rows:
             write_text(self.folder / "metrics.csv", as_csv(rows))

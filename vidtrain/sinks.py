@@ -20,6 +20,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from vidtrain.checkpoint import flat
 from vidtrain.config_train import LogConfig
 from vidtrain.errors import InputError, UsageError, did_you_mean
 
@@ -172,7 +173,7 @@ class MLflow:
             client.update_run(opening.known, status="RUNNING")
         params = [  # those of the first start stay: MLflow lets none be changed
             entities.Param(key, str(value)[:MOST_CHARACTERS])
-            for key, value in flat(opening.settings).items()
+            for key, value in plain(opening.settings).items()
             if key not in run.data.params
         ]
         for first in range(0, len(params), MOST_PARAMS):
@@ -243,22 +244,18 @@ def check(config: LogConfig) -> None:
         raise UsageError(f"log.worst={config.worst} must be 0 or more")
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+def plain(settings: dict[str, Any]) -> dict[str, bool | int | float | str]:
     """Returns nested settings by dotted key; lists as text, and nothing for None."""
-    found: dict[str, bool | int | float | str] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        elif isinstance(value, bool | int | float | str):
-            found[f"{prefix}{key}"] = value
-        elif value is not None:
-            found[f"{prefix}{key}"] = json.dumps(value)
-    return found
+    return {
+        key: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+        for key, value in flat(settings).items()
+        if value is not None
+    }
 
 
-def compared(settings: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+def compared(settings: dict[str, Any]) -> dict[str, bool | int | float | str]:
     """Returns those settings by dotted key that decide what is learned."""
-    return {key: value for key, value in flat(settings).items() if key.startswith(COMPARED)}
+    return {key: value for key, value in plain(settings).items() if key.startswith(COMPARED)}
 
 
 def first_line(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from vidtrain.config_model import InputConfig, ModelConfig
 from vidtrain.config_train import TrainConfig
 from vidtrain.distributed import World
 from vidtrain.errors import InputError, UsageError, did_you_mean
-from vidtrain.finished import checkpoint_folder
+from vidtrain.finished import checkpoint_folder, read_network
 from vidtrain.tasks.distillation import Teacher, paths_of
 from vidtrain.training.precision import Precision
 
@@ -120,15 +120,11 @@ def _of_run(text: str) -> Found:
             f"task.teacher={text} gives a video several classes (task=multilabel), and "
             "task=distillation tells one; choose another teacher"
         )
-    names = tuple(checkpoint.verify(chosen)["class_names"])
-    network = build.model(model, num_classes=len(names), seed=0)
     try:
-        network.load_state_dict(checkpoint.weights(chosen, averaged=True))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise InputError(f"task.teacher={text}: {chosen} does not fit the run's model: {reason}") \
-            from error  # fmt: skip
-    return Found(model, network, str(chosen), names)
+        network, manifest = read_network(chosen, model)
+    except InputError as error:
+        raise type(error)(f"task.teacher={text}: {error}") from error
+    return Found(model, network, str(chosen), tuple(manifest["class_names"]))
 
 
 def _recorded(folder: Path, text: str) -> dict[str, Any]:

@@ -50,6 +50,7 @@ def validate(parts: Parts, config: TrainConfig, log: RunLog, world: World) -> bo
         )  # fmt: skip
         found = distributed.together(partial(tell, parts, config, log, kind, scores), world)
         judged = judged or found
+    log.table()
     return parts.progress.judge(
         judged[metric(config, parts)], judged,
         lower_is_better=lower_is_better(config, parts), keep=config.save.keep_best,

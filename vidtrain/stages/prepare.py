@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 
 import vidtrain
-from vidtrain import runlog, survey
+from vidtrain import provenance, runlog, survey
 from vidtrain.config import PrepareConfig
 from vidtrain.data import preparing
 from vidtrain.data.killable import in_processes
@@ -181,8 +181,8 @@ def _versions() -> dict[str, str]:
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
     x264 = re.search(rb"x264 - core (\d+(?: r\d+)?)", memory.getvalue())
-    libraries = {name: ".".join(map(str, av.library_versions[name]))
-                 for name in ("libavcodec", "libavformat", "libswscale")}  # fmt: skip
+    there = provenance.ffmpeg_of_pyav()
+    libraries = {name: there[name] for name in ("libavcodec", "libavformat", "libswscale")}
     return {"vidtrain": vidtrain.__version__, "av": av.__version__, **libraries,
             "x264": x264[1].decode() if x264 else "unknown"}  # fmt: skip
 

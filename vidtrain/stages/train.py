@@ -17,7 +17,7 @@ from vidtrain.errors import Interrupted
 from vidtrain.interrupt import Stop
 from vidtrain.introducing import introduce, summarise
 from vidtrain.models import memory
-from vidtrain.parts import Parts, build_parts
+from vidtrain.parts import Parts, build_parts, last_step
 from vidtrain.resuming import restore, save
 from vidtrain.runlog import Meter, RunLog, finite, shown_path
 from vidtrain.saving import Saver
@@ -51,26 +51,25 @@ def train(config: TrainConfig) -> float | None:
         restore(parts, config, folder, world)
         strict.refuse(config, parts, world)
         parts.network = distributed.replicate(parts.model, world)
-        last_step = min(parts.plan.total_steps, config.train.max_steps or parts.plan.total_steps)
         log = RunLog(folder, config.log, main=world.is_main, start_step=parts.progress.step)
         saver = Saver(folder / "checkpoints", config.save.keep_last, config.save.background)
         with closing(log), closing(saver):
             distributed.together(lambda: log.open(dataclasses.asdict(config)), world)
             distributed.together(lambda: introduce(parts, config, log, world), world)
-            fit(parts, config, log, saver, world, stop, last_step=last_step)
+            fit(parts, config, log, saver, world, stop)
             distributed.together(saver.wait, world)
             summarise(parts, config, log, seconds=time.perf_counter() - began)
     return parts.progress.best[0]["value"] if parts.progress.best else None
 
 
 def fit(
-    parts: Parts, config: TrainConfig, log: RunLog, saver: Saver, world: World, stop: Stop,
-    *, last_step: int,
-) -> None:  # fmt: skip
+    parts: Parts, config: TrainConfig, log: RunLog, saver: Saver, world: World, stop: Stop
+) -> None:
     """The training loop: from the present step to the last, or to where it stops improving."""
     progress, patience = parts.progress, config.train.patience or math.inf
+    last = last_step(parts, config)
     batches = train_batches(parts.clips, parts.plan, rank=world.rank, start_step=progress.step)
-    meter = Meter(total=last_step, start=progress.step, main=world.is_main)
+    meter = Meter(total=last, start=progress.step, main=world.is_main)
     parts.model.train()
     with (
         closing(batches),
@@ -79,7 +78,7 @@ def fit(
             config.profile, log.folder, say=log.say, world=world, clips=config.train.batch_size
         ) as watch,
     ):
-        while progress.step < last_step and progress.stale < patience:
+        while progress.step < last and progress.stale < patience:
             step = progress.step
             taken = optimizer_step(
                 parts, config, world, step, batches, meter, stop=bool(stop.signum)
@@ -87,7 +86,7 @@ def fit(
             progress.step = step + 1
             meter.stepped(taken.clips)
             watch.step()
-            at_end = progress.step == last_step
+            at_end = progress.step == last
             if config.model.compile and step == meter.first:
                 log.say(memory.graph_breaks())
             log.at(progress.step, parts.timeline.epoch_of(progress.step))
@@ -114,7 +113,7 @@ def fit(
                 distributed.together(saver.wait, world)
                 raise Interrupted(
                     stop.signum,
-                    f"stopped and saved at step {progress.step} of {last_step}; "
+                    f"stopped and saved at step {progress.step} of {last}; "
                     "the same command goes on from there",
                     saved=True,
                 )
