@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from vidtrain import checkpoint
+from vidtrain import checkpoint, checkpoint_writing
 from vidtrain.errors import InputError
 from vidtrain.saving import Saver, newest_intact
 
@@ -37,7 +37,7 @@ def write(folder: Path, step: int, **changes: Any) -> Path:
         "model": WEIGHTS, "average": None, "state": {"step": step, "a": [1, 2.5, None, "x"]},
         "about": {"class_names": ["a"], "build": None},
     }  # fmt: skip
-    return checkpoint.write(folder, step, **content | changes)
+    return checkpoint_writing.write(folder, step, **content | changes)
 
 
 def names(folder: Path) -> list[str]:
@@ -146,7 +146,7 @@ def test_what_a_kill_left_is_tidied_and_never_read(tmp_path: Path) -> None:
         (tmp_path / left).mkdir()
         (tmp_path / left / "model.safetensors").write_bytes(b"half")
     assert newest_intact(tmp_path, print) == tmp_path / "step_00000001"
-    checkpoint.tidy(tmp_path)
+    checkpoint_writing.tidy(tmp_path)
     assert names(tmp_path) == ["step_00000001"]
 
 

@@ -14,16 +14,19 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 GROUND = {"errors", "randomness", "distributed", "interrupt"}
-CONFIG = {"config", "config_data", "config_model", "config_plot", "config_repro", "config_train"}
+CONFIG = {
+    "config", "config_benchmark", "config_data", "config_doctor", "config_launch", "config_model",
+    "config_parallel", "config_plot", "config_repro", "config_train",
+}  # fmt: skip
 ROOMS = {"data", "models", "training"}
-MIDDLE = {"tasks", "export", "report", "benchmarking"}
+MIDDLE = {"tasks", "export", "report", "benchmarking", "launching", "health", "parallel"}
 ABOVE = {
     "again", "bad_videos", "batch_finder", "build", "build_data", "checkpoint",
-    "comparing", "composing", "dry_run", "evaluation", "finished", "introducing", "nonfinite",
+    "checkpoint_writing",    "comparing", "composing", "dry_run", "evaluation", "finished", "introducing", "nonfinite",
     "parts", "profiling", "provenance",
-    "resuming", "runlog", "saving", "sinks", "sizes", "starting", "step_benchmark", "stepping",
-    "strict", "survey", "sweeping", "sweeps", "targets", "teacher_choice",
-    "teaching", "trials", "validation",
+    "resuming", "runlog", "saving", "scaling", "sharded_saving", "sinks", "sizes", "starting",
+    "step_benchmark",    "stepping", "strict", "survey", "sweeping", "sweeps", "targets", "teacher_choice",
+    "teaching", "trials", "validation", "watchdog",
 }  # fmt: skip
 
 # Part of the package -> the other parts it may import. Every part may import itself and the
@@ -32,11 +35,9 @@ ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
     "config": {"errors"} | CONFIG,
-    "config_train": {"errors", "config_data", "config_model"},
-    "config_plot": {"errors"},
-    "config_repro": {"errors"},
-    "config_data": {"errors"},
-    "config_model": {"errors"},
+    "config_train": {"errors", "config_data", "config_model", "config_parallel"},
+    "config_doctor": {"errors", "config_train"},
+    **dict.fromkeys(CONFIG - {"config", "config_train", "config_doctor"}, GROUND),
     "randomness": {"errors"},
     "distributed": {"errors"},
     "interrupt": {"errors"},

@@ -51,18 +51,28 @@ class Job:
 
 
 def settled(config: TrainConfig, world: World) -> TrainConfig:
-    """Returns the config with a number for train.accumulate=auto: the run's own if it goes on.
+    """Returns the config with a number for train.accumulate, where auto or micro_batch stands.
+
+    What is found goes into train.micro_batch: a run that goes on with another number of processes
+    keeps its micro-batches.
 
     Raises:
-        UsageError: Not even the smallest micro-batch fits.
+        UsageError: Not even the smallest micro-batch fits, or it does not divide the batch.
         InputError: The data is not there.
     """
-    if config.train.accumulate != "auto":
+    loop, micro = config.train, config.train.micro_batch
+    if loop.accumulate == "auto":
+        if micro is not None:
+            raise UsageError(f"train.micro_batch={micro} and train.accumulate=auto both cut the "
+                             "batch; use one of them")  # fmt: skip
+        micro = distributed.together(lambda: _recorded(config), world)
+        if micro is None:
+            micro = loop.batch_size // (find_accumulate(config, world) * world.size)
+    if micro is None:
         return config
-    found = distributed.together(lambda: _recorded(config), world)
-    if found is None:
-        found = find_accumulate(config, world)
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=found))
+    accumulate = build.accumulation(loop, micro, world_size=world.size)
+    changed = dataclasses.replace(loop, accumulate=accumulate, micro_batch=micro)
+    return dataclasses.replace(config, train=changed)
 
 
 def find_accumulate(config: TrainConfig, world: World, *, memory: int | None = None) -> int:
@@ -241,18 +251,18 @@ def _gradient_bytes(built: Parts) -> int:
 
 def _of_size(config: TrainConfig, batch: int) -> TrainConfig:
     """Two micro-batches of clips at full shape, which hold no less than others of a multigrid."""
-    train = dataclasses.replace(config.train, batch_size=batch, accumulate=2)
+    train = dataclasses.replace(config.train, batch_size=batch, accumulate=2, micro_batch=None)
     model = dataclasses.replace(config.model, weights=None)
     return dataclasses.replace(config, train=train, model=model, multigrid=None)
 
 
 def _recorded(config: TrainConfig) -> int | None:
-    """Returns what an earlier start of the run found, or None where there was none."""
+    """Returns the micro-batch that an earlier start of the run found; None: there was none."""
     folder = Path(config.run_dir)
     if not all_steps(folder / "checkpoints"):
         return None
     recorded = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
-    return int(recorded["train"]["accumulate"])
+    return recorded["train"].get("micro_batch")
 
 
 def _amount(size: float) -> str:

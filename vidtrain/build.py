@@ -14,16 +14,24 @@ from torch import nn
 from vidtrain import randomness
 from vidtrain.build_data import check_range
 from vidtrain.config_model import FinetuneConfig, ModelConfig
+from vidtrain.config_parallel import ParallelConfig
 from vidtrain.config_train import LoopConfig, TrainConfig
 from vidtrain.data.loading import Plan
 from vidtrain.data.order import draw_weights
 from vidtrain.data.video import VideoList
+from vidtrain.distributed import World
 from vidtrain.errors import UsageError, did_you_mean
 from vidtrain.models import anatomy, memory
+from vidtrain.parallel import shards
+from vidtrain.parallel.replicas import replicate
 from vidtrain.targets import component, locate
 from vidtrain.training.parameters import lr_factor, parameter_groups
 from vidtrain.training.timeline import Timeline
 
+OF_THE_OTHER = {
+    "ddp": ("reshard", "gather"),
+    "fsdp": ("compress", "bucket_mb", "static_graph", "find_unused"),
+}
 CLASSIFICATION = {"_target_": "vidtrain.tasks.classification.Classification"}
 
 
@@ -83,8 +91,87 @@ def check_loop(config: TrainConfig) -> None:
         )
     check_range("save", config.save, keep_last=(1, None), keep_best=(1, None))
     check_range("data", config.data, class_balance=(0, 1), views_per_decode=(1, None))
+    check_parallel(config)
     if config.seed < 0:
         raise UsageError(f"seed={config.seed} must be at least 0")
+
+
+def accumulation(loop: LoopConfig, micro: int, *, world_size: int) -> int:
+    """Returns the micro-batches per step that train.micro_batch leads to.
+
+    Raises:
+        UsageError: They do not make up the batch, or train.accumulate says otherwise.
+    """
+    share = micro * world_size
+    if micro < 1 or loop.batch_size % share:
+        most = loop.batch_size // micro if micro > 0 and loop.batch_size % micro == 0 else 0
+        fits = [str(n) for n in range(1, most + 1) if most % n == 0]
+        raise UsageError(
+            f"train.batch_size={loop.batch_size} is no multiple of train.micro_batch={micro} x "
+            f"{world_size} processes; "
+            + (f"with it, use {', '.join(fits)} processes" if fits else
+               "train.micro_batch must divide train.batch_size")
+        )  # fmt: skip
+    found = loop.batch_size // share
+    if loop.accumulate not in (1, "auto", found):
+        raise UsageError(
+            f"train.micro_batch={micro} means {found} micro-batches per step, and "
+            f"train.accumulate={loop.accumulate} says otherwise; leave one of them out"
+        )
+    return found
+
+
+def check_parallel(config: TrainConfig) -> None:
+    """Refuses settings of processes that make no sense, or that the chosen kind does not have.
+
+    Raises:
+        UsageError: A value is out of range, or would change nothing.
+    """
+    given, usual = config.parallel, ParallelConfig()
+    if given.kind not in OF_THE_OTHER:
+        raise UsageError(f"parallel.kind={given.kind} must be one of {', '.join(OF_THE_OTHER)}")
+    for key in OF_THE_OTHER[given.kind]:
+        if getattr(given, key) != getattr(usual, key):
+            raise UsageError(
+                f"parallel.{key}={getattr(given, key)} means nothing to parallel={given.kind}; "
+                "leave it out"
+            )
+    check_range("parallel", given, timeout_seconds=(1, None), bucket_mb=(1e-3, None))
+    for key in ("compress", "gather"):
+        value = getattr(given, key)
+        if value not in (None, "bf16"):
+            raise UsageError(f"parallel.{key}={value} must be null or bf16")
+        if value is not None and config.repro == "strict":
+            raise UsageError(f"parallel.{key}={value} rounds what travels; repro=strict does not")
+    if given.gather == "bf16" and config.precision.dtype != "bf16":
+        raise UsageError("parallel.gather=bf16 lets layers compute in bf16; set precision=bf16 too")
+    if given.kind == "fsdp":
+        for key, value, wanted in (
+            ("model.channels_last", config.model.channels_last, False),
+            ("precision.dtype", config.precision.dtype == "fp16", False),
+            ("train.sync_bn", config.train.sync_bn, False),
+        ):
+            if value != wanted:
+                raise UsageError(f"{key} does not go together with parallel=fsdp; use parallel=ddp")
+
+
+def sharded(config: TrainConfig, network: nn.Module, world: World) -> None:
+    """Leaves each process its part of the weights, in place, where parallel=fsdp asks for it."""
+    if config.parallel.kind == "fsdp" and world.size > 1:
+        blocks = [path for layer in anatomy.layers(network) for path in layer.blocks]
+        gather = torch.bfloat16 if config.parallel.gather == "bf16" else None
+        shards.shard(network, blocks, world, reshard=config.parallel.reshard, gather=gather)
+
+
+def replicated(config: TrainConfig, network: nn.Module, world: World) -> nn.Module:
+    """Returns the network as it is called in training: wrapped for DDP, or the same."""
+    given = config.parallel
+    if given.kind == "fsdp":
+        return network
+    return replicate(
+        network, world, bucket_mb=given.bucket_mb, compress=given.compress == "bf16",
+        static_graph=given.static_graph, find_unused=given.find_unused,
+    )  # fmt: skip
 
 
 def plan(config: TrainConfig, listed: VideoList, *, world_size: int) -> Plan:

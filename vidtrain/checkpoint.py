@@ -2,6 +2,8 @@
 
     checkpoints/step_00000120/model.safetensors     the weights
                               average.safetensors   the averaged weights, if there are any
+                              shards/               instead of both where processes share weights:
+                                                    model., average. and optimizer. tensors
                               state.pt              optimizer, loss scaler, counters
                               manifest.json         step, classes, figures, sizes and sums of files
     checkpoints/last, best                          links to such folders
@@ -9,103 +11,23 @@
 A folder gets its name when all of its files are on the disk, so one with a name is complete.
 """
 
-import contextlib
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from vidtrain.errors import InputError
+from vidtrain.parallel import shard_files
+from vidtrain.parallel.shards import full
 
 FORMAT = 2
-MANIFEST, MODEL, AVERAGE, STATE = ("manifest.json", "model.safetensors", "average.safetensors",
-                                   "state.pt")  # fmt: skip
+MANIFEST, MODEL, AVERAGE, STATE, SHARDS = (
+    "manifest.json", "model.safetensors", "average.safetensors", "state.pt", "shards",
+)  # fmt: skip
 Tensors = dict[str, torch.Tensor]
-
-
-def write(
-    folder: Path, step: int, *, model: Tensors, average: Tensors | None, state: dict[str, Any],
-    about: dict[str, Any],
-) -> Path:  # fmt: skip
-    """Writes the checkpoint of a step; an unfinished or damaged one of that step is replaced.
-
-    Args:
-        folder: Where checkpoints are kept.
-        step: Optimizer steps taken.
-        model: Weights and buffers on the CPU, contiguous.
-        average: The averaged ones, or None.
-        state: What training needs besides: tensors and plain values, for `weights_only` loading.
-        about: Plain JSON values for the manifest.
-
-    Returns:
-        The checkpoint's folder.
-
-    Raises:
-        InputError: It cannot be written; earlier checkpoints are intact.
-    """
-    final = folder / f"step_{step:08d}"
-    temporary = folder / f".{final.name}.tmp"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        _check_room(folder, [model, average or {}, state])
-        temporary.mkdir()
-        meta = {"format": "pt", "vidtrain": json.dumps(about.get("build"))}
-        save_file(model, temporary / MODEL, metadata=meta)
-        if average is not None:
-            save_file(average, temporary / AVERAGE, metadata=meta)
-        torch.save(state, temporary / STATE)
-        files = {path.name: _facts(path) for path in sorted(temporary.iterdir())}
-        manifest = {"format": FORMAT, "step": step, **about, "files": files}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
-        for path in (*temporary.iterdir(), temporary):
-            _sync(path)
-        remove(final)
-        os.rename(temporary, final)
-        _sync(folder)
-    except Exception as error:  # torch and safetensors have types of their own for a full disk
-        shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, InputError):
-            raise
-        raise InputError(_cannot_write(final, error)) from error
-    return final
-
-
-def point(link: Path, target: Path) -> None:
-    """Makes `link` (last, best) lead to a checkpoint beside it, atomically."""
-    temporary = link.with_name(f".{link.name}.tmp")
-    try:
-        temporary.unlink(missing_ok=True)
-        os.symlink(target.name, temporary)
-        os.replace(temporary, link)
-        _sync(link.parent)
-    except OSError as error:
-        raise InputError(_cannot_write(link, error)) from error
-
-
-def remove(path: Path) -> None:
-    """Removes a checkpoint; half removed it has no name that anyone would read."""
-    if not path.exists():
-        return
-    gone = path.with_name(f".{path.name}.old")
-    shutil.rmtree(gone, ignore_errors=True)
-    os.rename(path, gone)
-    shutil.rmtree(gone, ignore_errors=True)
-
-
-def tidy(folder: Path) -> None:
-    """Removes what a kill left half written or half removed."""
-    for path in folder.glob(".step_*"):
-        shutil.rmtree(path, ignore_errors=True)
-    for path in folder.glob(".*.tmp"):
-        with contextlib.suppress(OSError):
-            path.unlink()
 
 
 def all_steps(folder: Path) -> list[Path]:
@@ -147,9 +69,11 @@ def verify(path: Path) -> dict[str, Any]:
     """
     manifest = manifest_of(path)
     for name, facts in manifest["files"].items():
-        file = path / Path(name).name
+        inside = Path(name)
+        if inside.is_absolute() or ".." in inside.parts:
+            raise InputError(f"checkpoint {path}: {MANIFEST} names {name}, outside of the folder")
         try:
-            found = _facts(file)
+            found = facts_of(path / inside)
         except OSError as error:
             raise InputError(f"checkpoint {path}: {name} is not there ({error}){_USE}") from error
         if found != facts:
@@ -161,7 +85,7 @@ def verify(path: Path) -> dict[str, Any]:
 
 
 def weights(path: Path, *, averaged: bool) -> Tensors:
-    """Reads the weights of a checkpoint, on the CPU; nothing in it is executed.
+    """Reads the weights of a checkpoint whole, on the CPU; nothing in it is executed.
 
     Args:
         path: The checkpoint's folder.
@@ -170,11 +94,34 @@ def weights(path: Path, *, averaged: bool) -> Tensors:
     Raises:
         InputError: They are missing or damaged.
     """
+    if is_sharded(path):
+        return _from_shards(path / SHARDS, averaged=averaged)
     name = AVERAGE if averaged and (path / AVERAGE).exists() else MODEL
     try:
         return load_file(path / name)
     except Exception as error:  # safetensors has types of its own
         raise InputError(f"checkpoint {path}: {name} cannot be read ({error}){_USE}") from error
+
+
+def is_sharded(path: Path) -> bool:
+    """Returns whether the weights of a checkpoint were written in parts, by several processes."""
+    return (path / SHARDS).is_dir()
+
+
+def has_average(path: Path) -> bool:
+    """Returns whether a checkpoint holds averaged weights."""
+    if not is_sharded(path):
+        return (path / AVERAGE).exists()
+    return any(name.startswith("average.") for name in shard_files.contents(path / SHARDS))
+
+
+def _from_shards(folder: Path, *, averaged: bool) -> Tensors:
+    there = shard_files.contents(folder)
+    prefix = "average." if averaged and has_average(folder.parent) else "model."
+    found = {name: torch.empty(size, dtype=dtype) for name, (size, dtype) in there.items()
+             if name.startswith(prefix)}  # fmt: skip
+    shard_files.read(found, folder)
+    return {name.removeprefix(prefix): value for name, value in found.items()}
 
 
 def state(path: Path) -> dict[str, Any]:
@@ -191,10 +138,13 @@ def state(path: Path) -> dict[str, Any]:
 
 
 def digest(tensors: Tensors) -> str:
-    """Returns the SHA-256 over names, types, shapes and bytes, whatever the order and device."""
+    """Returns the SHA-256 over names, types, shapes and bytes, whatever the order and device.
+
+    Where processes share the tensors all of them have to call.
+    """
     total = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = full(tensors[name].detach()).cpu().contiguous()
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         total.update(tensor.flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()
@@ -228,46 +178,10 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def _facts(path: Path) -> dict[str, Any]:
+def facts_of(path: Path) -> dict[str, Any]:
+    """Returns size and SHA-256 of a file, as the manifest has them."""
     with open(path, "rb") as file:
         return {
             "bytes": path.stat().st_size,
             "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
         }
-
-
-def _check_room(folder: Path, parts: Iterable[Any]) -> None:
-    needed = int(1.05 * sum(map(_bytes, parts))) + 2**20
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise InputError(
-            f"a checkpoint takes {needed / 1e6:.0f} MB and {folder} has {free / 1e6:.0f} MB free; "
-            "earlier checkpoints are intact: free some space, or give another folder with runs="
-        )
-
-
-def _bytes(value: Any) -> int:
-    if isinstance(value, torch.Tensor):
-        return value.nbytes
-    if isinstance(value, dict):
-        return sum(map(_bytes, value.values()))
-    return sum(map(_bytes, value)) if isinstance(value, list | tuple) else 8
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _cannot_write(path: Path, error: Exception) -> str:
-    try:
-        free = f"{shutil.disk_usage(path.parent).free / 1e6:.0f} MB free there"
-    except OSError:
-        free = "the folder cannot be read"
-    return (
-        f"cannot write {path}: {str(error).splitlines()[0]} ({free}); earlier checkpoints are "
-        "intact: free some space or give another folder with runs="
-    )

@@ -9,14 +9,16 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from vidtrain.config_benchmark import BenchmarkConfig
 from vidtrain.config_data import (
-    BenchmarkConfig,
     CheckConfig,
     DataConfig,
     IndexConfig,
     PrepareConfig,
     StatsConfig,
 )
+from vidtrain.config_doctor import DoctorConfig
+from vidtrain.config_launch import LaunchConfig
 from vidtrain.config_model import ModelConfig
 from vidtrain.config_plot import PlotConfig
 from vidtrain.config_repro import ReproConfig
@@ -90,17 +92,6 @@ class ModelsConfig:
     detail: bool = False
 
 
-@dataclass
-class DoctorConfig:
-    """Root of `vidtrain doctor`.
-
-    Attributes:
-        runs: Folder that runs would be written to.
-    """
-
-    runs: str = "runs"
-
-
 SCHEMAS: dict[str, type] = {
     "train": TrainConfig,
     "eval": EvalStageConfig,
@@ -114,4 +105,5 @@ SCHEMAS: dict[str, type] = {
     "plot": PlotConfig,
     "models": ModelsConfig,
     "doctor": DoctorConfig,
+    "launch": LaunchConfig,
 }

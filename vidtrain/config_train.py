@@ -10,6 +10,7 @@ from omegaconf import MISSING
 
 from vidtrain.config_data import DataConfig
 from vidtrain.config_model import FinetuneConfig, ModelConfig
+from vidtrain.config_parallel import ParallelConfig
 
 
 @dataclass
@@ -45,6 +46,8 @@ class LoopConfig:
         lr_batch: The batch_size that optimizer.lr is meant for; null: optimizer.lr as it is.
         lr_rule: How the rate follows batch_size / lr_batch: linear or sqrt.
         accumulate: Micro-batches per optimizer step; auto: as few as memory allows.
+        micro_batch: Clips of one forward pass of one process; accumulate follows from it, whatever
+            the number of processes. null: what accumulate leaves.
         clip_grad_norm: Largest gradient norm; null: no clipping.
         clip_grad_agc: Adaptive clipping: largest gradient norm of a unit over the norm of its
             weights, 0.01 to 0.1; null: none.
@@ -65,6 +68,7 @@ class LoopConfig:
     lr_batch: int | None = None
     lr_rule: str = "linear"
     accumulate: Any = 1
+    micro_batch: int | None = None
     clip_grad_norm: float | None = None
     clip_grad_agc: float | None = None
     no_decay_norm_bias: bool = True
@@ -179,6 +183,7 @@ class TrainConfig:
     schedule: Any = MISSING
     average: Any = None
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     train: LoopConfig = field(default_factory=LoopConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)

@@ -1,18 +1,50 @@
-"""One process or many: the only module that talks to torch.distributed."""
+"""One process or many: who this process is, and what all of them say to each other.
+
+Besides this module only the room `parallel` talks to torch.distributed.
+"""
 
 import os
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from vidtrain.errors import InputError, UsageError
+
+# What gloo, NCCL and the store say when a process, or the way to it, is gone.
+_LOST = ("Connection closed by peer", "Connection reset", "Broken pipe", "Connection refused",
+         "Timed out waiting", "NCCL", "recvValue failed", "sendBytes failed", "No route to host",
+         "Connection timed out", "Application timeout")  # fmt: skip
+
+
+@dataclass
+class Place:
+    """Where a process stands, for the others to be told when it does not come on.
+
+    Attributes:
+        where: In words.
+        count: Occasions passed that every process passes in the same order.
+        waiting: Whether it may be waiting for others there.
+        since: When it came there, by the monotonic clock.
+    """
+
+    where: str = "start"
+    count: int = 0
+    waiting: bool = False
+    since: float = field(default_factory=time.monotonic)
+
+    def note(self, where: str, *, waiting: bool = False, counted: bool = False) -> None:
+        """Notes that the process has come to a place."""
+        self.where, self.waiting = where, waiting
+        self.count += counted
+        self.since = time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -23,11 +55,13 @@ class World:
         rank: Number of this process, 0 <= rank < size.
         size: Number of processes.
         device: Device this process computes on.
+        place: Where it stands.
     """
 
     rank: int
     size: int
     device: torch.device
+    place: Place = field(default_factory=Place, compare=False, repr=False)
 
     @property
     def is_main(self) -> bool:
@@ -36,15 +70,19 @@ class World:
 
 
 @contextmanager
-def session(device: str, *, num_threads: int | None = None) -> Iterator[World]:
+def session(
+    device: str, *, num_threads: int | None = None, timeout_seconds: float = 1800
+) -> Iterator[World]:
     """Joins the process group that torchrun's environment describes, if any, and leaves it.
 
     Args:
-        device: auto, cpu, cuda or cuda:N.
+        device: auto, cpu, cuda or cuda:N; processes of a node take its GPUs in their order.
         num_threads: CPU threads of this process; None leaves torch's choice.
+        timeout_seconds: Longest time that a process waits for another.
 
     Raises:
         UsageError: The device is unknown or not there.
+        InputError: The processes do not find each other.
     """
     if num_threads is not None:
         if num_threads < 1:
@@ -58,12 +96,19 @@ def session(device: str, *, num_threads: int | None = None) -> Iterator[World]:
     if size > 1 and "RANK" not in os.environ:
         raise UsageError(f"WORLD_SIZE={size} is set but RANK is not; start with torchrun")
     if size > 1:
-        backend = "nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+        _join("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timeout_seconds)
     try:
         yield World(rank=rank, size=size, device=chosen)
+    except RuntimeError as error:
+        if size > 1 and any(word in str(error) for word in _LOST):
+            raise InputError(
+                f"another process is gone ({str(error).splitlines()[0][:200]}); what it said "
+                "itself, or its node, tells why"
+            ) from error
+        raise
     finally:
-        if dist.is_initialized():
+        # With NCCL this would wait for processes that are gone.
+        if dist.is_initialized() and (chosen.type != "cuda" or sys.exc_info()[0] is None):
             dist.destroy_process_group()
 
 
@@ -89,26 +134,70 @@ def _device(name: str, local_rank: int) -> torch.device:
     return torch.device("cuda", index)
 
 
-def replicate(model: nn.Module, world: World) -> nn.Module:
-    """Wraps a model so that gradients are averaged over all processes (DDP)."""
+def _join(backend: str, timeout_seconds: float) -> None:
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+    except (dist.DistError, RuntimeError, ValueError) as error:
+        asked = ":".join(os.environ.get(key, "?") for key in ("MASTER_ADDR", "MASTER_PORT"))
+        raise InputError(
+            f"rank {os.environ.get('RANK')} cannot join the other processes at {asked} "
+            f"({str(error).splitlines()[0]}); `vidtrain doctor` under the same launcher names the "
+            "node and the cause"
+        ) from error
+
+
+def store(name: str, world: World, *, timeout_seconds: float) -> dist.Store | None:
+    """Returns a connection of its own to the store where processes leave notes for each other.
+
+    Args:
+        name: What notes are left for; those of earlier starts of the processes are not seen.
+        world: This process among all.
+        timeout_seconds: Longest time that a call waits.
+
+    Returns:
+        None where there is one process.
+    """
     if world.size == 1:
-        return model
-    ids = [world.device.index] if world.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=ids)
+        return None
+    nonce = share(os.urandom(8).hex(), world)
+    port, limit = int(os.environ["MASTER_PORT"]), timedelta(seconds=timeout_seconds)
+    client = dist.TCPStore(os.environ["MASTER_ADDR"], port, is_master=False, timeout=limit)
+    return dist.PrefixStore(f"vidtrain/{name}/{nonce}", client)
+
+
+def side_group() -> dist.ProcessGroup:
+    """Returns a group of all processes, for calls beside those of the training; all must call."""
+    group = dist.new_group(backend="gloo")
+    assert isinstance(group, dist.ProcessGroup), "every process is in it"
+    return group
+
+
+@contextmanager
+def _waiting(where: str, world: World) -> Iterator[None]:
+    """Notes that this process waits for the others."""
+    place = world.place
+    before, waited = place.where, place.waiting
+    place.note(where, waiting=True, counted=True)
+    try:
+        yield
+    finally:
+        place.note(before, waiting=waited)
 
 
 def copy_buffers(model: nn.Module, world: World) -> None:
     """Gives every process rank 0's buffers (batch-norm statistics), in place."""
     if world.size > 1:
-        for buffer in model.buffers():
-            dist.broadcast(buffer, src=0)
+        with _waiting("sending buffers", world):
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
 
 
 def mean(values: torch.Tensor, world: World) -> torch.Tensor:
     """Returns the element-wise mean of a float tensor over all processes."""
     if world.size > 1:
         values = values.clone()
-        dist.all_reduce(values)
+        with _waiting("adding up", world):
+            dist.all_reduce(values)
         values /= world.size
     return values
 
@@ -118,8 +207,9 @@ def any_each(flags: Sequence[bool], world: World) -> list[bool]:
     if world.size == 1:
         return list(flags)
     shared = torch.tensor([int(flag) for flag in flags], device=world.device)
-    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
-    return [bool(flag) for flag in shared.tolist()]
+    with _waiting("agreeing", world):
+        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        return [bool(flag) for flag in shared.tolist()]
 
 
 def any_true(flag: bool, world: World) -> bool:
@@ -132,7 +222,8 @@ def gather(value: Any, world: World) -> list[Any]:
     if world.size == 1:
         return [value]
     values: list[Any] | None = [None] * world.size if world.is_main else None
-    dist.gather_object(value, values)
+    with _waiting("collecting", world):
+        dist.gather_object(value, values)
     return values or []
 
 
@@ -141,7 +232,8 @@ def share(value: Any, world: World) -> Any:
     if world.size == 1:
         return value
     values = [value]
-    dist.broadcast_object_list(values, device=world.device)
+    with _waiting("hearing rank 0", world):
+        dist.broadcast_object_list(values, device=world.device)
     return values[0]
 
 

@@ -49,7 +49,7 @@ def dry_run(config: TrainConfig) -> None:
         before = rss()
         parts = build_parts(config, world)
         strict.refuse(config, parts, world)
-        parts.network = distributed.replicate(parts.model, world)
+        parts.network = build.replicated(config, parts.model, world)
         found = {
             "classes": counted[0], "videos": counted[1], "held_out": counted[2],
             "steps": steps(parts, config, world),
@@ -103,7 +103,7 @@ def checkpoint_size(parts: Parts, config: TrainConfig, world: World) -> int:
         tempfile.TemporaryDirectory(prefix="vidtrain-") as folder,
         closing(Saver(Path(folder), 1, background=False)) as saver,
     ):
-        save(parts, config, saver)
+        save(parts, config, saver, world)
         return sum(path.stat().st_size for path in Path(folder).rglob("*")
                    if path.is_file() and not path.parent.is_symlink())  # fmt: skip
 

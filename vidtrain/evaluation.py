@@ -46,6 +46,7 @@ def evaluate(
     with torch.inference_mode():
         buffer: torch.Tensor | None = None
         for item in loader:
+            world.place.note(f"evaluation, after {len(found)} windows of views")
             if buffer is None:
                 buffer = clip_buffer(item, loader.views.crop_size, batch_size, world.device)
             for part, first, clips in cut_on_device(item, buffer):

@@ -23,6 +23,7 @@ from vidtrain.data.video import VideoList
 from vidtrain.distributed import World
 from vidtrain.errors import InputError, UsageError
 from vidtrain.nonfinite import NonFinite
+from vidtrain.parallel.shards import is_sharded
 from vidtrain.starting import Started, start_from
 from vidtrain.targets import component
 from vidtrain.training import batch_norm
@@ -81,7 +82,7 @@ class Parts:
         timeline: Steps and epochs of the whole training.
         task: What is optimised and measured.
         model: The plain network, on its device.
-        network: The network as it is called: wrapped for DDP, or the same.
+        network: The network as it is called: wrapped for DDP, or the same (sharded by FSDP).
         average: Averaged weights, or None.
         optimizer: Optimizer; each group has its `base_lr`, and its `lr_scale` in that.
         unclipped: Parameters that adaptive clipping leaves alone.
@@ -119,6 +120,11 @@ class Parts:
     saving: Callable[[int], bool]
     validating: Callable[[int], bool]
     progress: Progress = dataclasses.field(default_factory=Progress)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process has a part of the weights only."""
+        return is_sharded(self.model)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -163,13 +169,14 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
     lr_scales = build.finetune(config.finetune, model)
     if started is not None:
         refuse_frozen_noise(started.report.missing, model)
-    optimizer = build.optimizer(config.optimizer, model, config.train, lr_scales=lr_scales)
-    schedule = build.schedule(config.schedule, timeline)
     average = None
     if config.average is not None:
         average = component(config.average, "average", model, timeline=timeline)
     for network in (model, *([average.module] if average is not None else [])):
         build.fast(config.model, network)
+        build.sharded(config, network, world)
+    optimizer = build.optimizer(config.optimizer, model, config.train, lr_scales=lr_scales)
+    schedule = build.schedule(config.schedule, timeline)
     task = teaching.with_teacher(task, config, world, precision, train.class_names)
     share, prepared_in = config.data.max_bad_fraction, config.data.prepared
     val = build_data.eval_views(config, validation(config), held_out, world.device)

@@ -4,19 +4,22 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from vidtrain import checkpoint, distributed, runlog
+from vidtrain import checkpoint, checkpoint_writing, distributed, runlog
 from vidtrain.checkpoint import config_differences
 from vidtrain.config_train import TrainConfig
 from vidtrain.distributed import World
 from vidtrain.errors import InputError, UsageError
 from vidtrain.parts import Parts, Progress
 from vidtrain.saving import Saver, arrange, copied, newest_intact
+from vidtrain.sharded_saving import ShardedSaver, content_of, restore_tensors
 
 # Settings that may differ between the parts of a resumed run: they do not change the weights.
 FREE_TO_CHANGE = (
     "name", "runs", "run_dir", "resume", "device", "num_threads", "profile", "data.root",
     "data.num_workers", "data.prefetch_batches", "data.timeout_seconds", "data.index",
     "data.max_bad_fraction", "data.prepared", "data.published", "model.checkpointing",
+    "parallel.kind", "parallel.timeout_seconds", "parallel.bucket_mb", "parallel.static_graph",
+    "parallel.find_unused", "parallel.reshard",
     "model.published", "train.log_every_steps", "train.max_steps", "train.skip_nonfinite",
     "train.dry_run", "save.every", "task.teacher",
     "teacher.weights", "teacher.published", "save.keep_last", "save.keep_best",
@@ -32,40 +35,56 @@ def free_to_change(config: TrainConfig) -> tuple[str, ...]:
     if config.train.patience is not None:  # the validation at the end counts
         fixed.add("train.max_steps")
     free = tuple(key for key in FREE_TO_CHANGE if key not in fixed)
+    if config.train.micro_batch is not None:  # follows from it and the number of processes
+        free = (*free, "train.accumulate")
     # Statistics are taken, and training may end, when it is validated.
     decides = config.train.patience is not None or config.train.precise_bn > 0
     return free if decides else (*free, "validate.")
 
 
-def save(parts: Parts, config: TrainConfig, saver: Saver) -> None:
-    """Writes a checkpoint of the present step.
+def save(parts: Parts, config: TrainConfig, saver: Saver | ShardedSaver, world: World) -> None:
+    """Writes a checkpoint of the present step; to be called by all processes.
 
     Raises:
         InputError: It, or the one before, cannot be written; earlier checkpoints are intact.
     """
-    progress, average = parts.progress, parts.average
-    content = {
-        "model": copied(parts.model.state_dict()),
-        "average": copied(average.module.state_dict())
-        if average is not None and average.ready else None,
-        "state": copied({
-            "optimizer": parts.optimizer.state_dict(),
-            "scaler": parts.precision.scaler.state_dict(),
-            "average": average.state_dict() if average is not None else None,
-            "progress": dataclasses.asdict(progress),
-            "bad_videos": parts.bad.found,
-            "nonfinite": parts.nonfinite.steps,
-            "config": dataclasses.asdict(config),
-            "data": parts.data_record,
-            "task": parts.task.record(),
-        }),
-        "about": {
-            "build": config.model.build,
-            "class_names": list(parts.class_names),
-            "best": progress.best[:1],
-        },
-    }  # fmt: skip
-    saver.save(progress.step, [row["step"] for row in progress.best], content)
+    progress, average, best = parts.progress, parts.average, parts.progress.best
+    if not (parts.sharded or world.is_main):
+        return
+    state = {
+        "optimizer": parts.optimizer.state_dict(),
+        "scaler": parts.precision.scaler.state_dict(),
+        "average": average.state_dict() if average is not None else None,
+        "progress": dataclasses.asdict(progress),
+        "bad_videos": parts.bad.found,
+        "nonfinite": parts.nonfinite.steps,
+        "config": dataclasses.asdict(config),
+        "data": parts.data_record,
+        "task": parts.task.record(),
+    }
+    about = {
+        "build": config.model.build,
+        "class_names": list(parts.class_names),
+        "best": progress.best[:1],
+        "processes": world.size,
+        "accumulate": parts.plan.accumulate,
+    }
+    if parts.sharded:
+        content = content_of(parts, state, about)
+    else:
+        weights = average.module.state_dict() if average is not None and average.ready else None
+        content = {"model": copied(parts.model.state_dict()), "average": copied(weights),
+                   "state": copied(state), "about": about}  # fmt: skip
+    saver.save(progress.step, [row["step"] for row in best], content)
+
+
+def saver_of(parts: Parts, config: TrainConfig, folder: Path, world: World) -> Saver | ShardedSaver:
+    """Returns what writes the checkpoints of a training into a folder."""
+    keep, background = config.save.keep_last, config.save.background
+    if parts.sharded:
+        group = distributed.side_group()
+        return ShardedSaver(folder, world, group, keep_last=keep, background=background)
+    return Saver(folder, keep_last=keep, background=background)
 
 
 def restore(parts: Parts, config: TrainConfig, folder: Path, world: World) -> None:
@@ -89,23 +108,33 @@ def restore(parts: Parts, config: TrainConfig, folder: Path, world: World) -> No
             f"resume=false, but {chosen} exists; give a new name with name=, or remove the folder"
         )
     state = checkpoint.state(chosen)
-    names = checkpoint.manifest_of(chosen)["class_names"]
-    refuse_changes(parts, config, folder, state, names)
-    parts.model.load_state_dict(checkpoint.weights(chosen, averaged=False))
+    manifest = checkpoint.manifest_of(chosen)
+    refuse_changes(parts, config, folder, state, manifest["class_names"])
     if parts.average is not None:
-        if (chosen / checkpoint.AVERAGE).exists():
-            weights = checkpoint.weights(chosen, averaged=True)
-            parts.average.module.load_state_dict(weights)
         parts.average.load_state_dict(state["average"])
-    parts.optimizer.load_state_dict(state["optimizer"])
+    restore_tensors(parts, chosen, state)
     parts.precision.scaler.load_state_dict(state["scaler"])
     parts.progress = Progress(**state["progress"])
     parts.bad.found = dict(state["bad_videos"])
     parts.nonfinite.steps = list(state["nonfinite"])
     if world.is_main:  # a kill may have come before the links and the removals
-        checkpoint.tidy(kept)
+        tell_other_processes(manifest, parts, world)
+        checkpoint_writing.tidy(kept)
         best = [row["step"] for row in parts.progress.best]
         arrange(kept, chosen, best, keep_last=config.save.keep_last)
+
+
+def tell_other_processes(manifest: dict[str, Any], parts: Parts, world: World) -> None:
+    """Says what it means that a run goes on with another number of processes."""
+    before = manifest["processes"], manifest["accumulate"]
+    alike = before[0] * before[1] == world.size * parts.plan.accumulate
+    if before != (world.size, parts.plan.accumulate):
+        runlog.warn(
+            f"going on with {world.size} processes x {parts.plan.accumulate} micro-batches instead "
+            f"of {before[0]} x {before[1]}: the same clips in the same steps, "
+            + ("in the same micro-batches; sums may differ in their last bits" if alike else
+               "in micro-batches of another size, which batch norm sees: see train.micro_batch")
+        )  # fmt: skip
 
 
 def refuse_changes(

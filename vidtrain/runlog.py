@@ -21,6 +21,7 @@ from vidtrain import sinks
 from vidtrain.checkpoint import digest
 from vidtrain.config_train import LogConfig
 from vidtrain.errors import InputError
+from vidtrain.parallel.shards import is_sharded
 from vidtrain.report.clip_pictures import plot_filmstrips, worst_errors
 from vidtrain.report.figures import as_csv, best_figures
 from vidtrain.report.plots import plot_confusion
@@ -180,7 +181,7 @@ class RunLog:
 
     def weights(self, model: nn.Module) -> None:
         """Adds a row with the digest of a network's weights, by which runs are compared."""
-        if self.main:
+        if self.main or is_sharded(model):  # all give their parts
             sha256 = digest(model.state_dict())
             self._write("metrics", {"kind": "weights", "step": self.step, "epoch": self.epoch,
                                     "sha256": sha256})  # fmt: skip

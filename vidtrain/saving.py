@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from vidtrain import checkpoint
+from vidtrain import checkpoint, checkpoint_writing, distributed
+from vidtrain.distributed import World
 
 
 @dataclass
 class Saver:
-    """Writes checkpoints and removes those that need not be kept.
+    """Writes checkpoints of rank 0 and removes those that need not be kept.
 
     Attributes:
         folder: Where checkpoints are kept.
@@ -35,7 +36,7 @@ class Saver:
         Args:
             step: Optimizer steps taken.
             best: Steps of the best checkpoints, the best first, which are kept and pointed to.
-            content: Keyword arguments of `checkpoint.write`: a copy that nobody writes to.
+            content: Keyword arguments of `checkpoint_writing.write`: a copy that nobody writes to.
 
         Raises:
             InputError: This one (without `background`) or the one before could not be written.
@@ -55,6 +56,14 @@ class Saver:
         if done is not None:
             done.result()
 
+    def settle(self, world: World) -> None:
+        """Waits as `wait` does, and on all processes until rank 0's is on the disk.
+
+        Raises:
+            InputError: It could not be written; on all processes alike.
+        """
+        distributed.together(self.wait, world)
+
     def close(self) -> None:
         """Waits, and ends the thread; what went wrong has been or is being raised elsewhere."""
         with contextlib.suppress(Exception):
@@ -62,7 +71,7 @@ class Saver:
         self.pool.shutdown()
 
     def _write(self, step: int, best: list[int], content: dict[str, Any]) -> None:
-        written = checkpoint.write(self.folder, step, **content)
+        written = checkpoint_writing.write(self.folder, step, **content)
         arrange(self.folder, written, best, keep_last=self.keep_last)
 
 
@@ -75,14 +84,14 @@ def arrange(folder: Path, newest: Path, best: list[int], *, keep_last: int) -> N
         best: Steps of the best ones, the best first.
         keep_last: Newest ones that are kept.
     """
-    checkpoint.point(folder / "last", newest)
+    checkpoint_writing.point(folder / "last", newest)
     ranked = [folder / f"step_{step:08d}" for step in best]
     if ranked and ranked[0].is_dir():
-        checkpoint.point(folder / "best", ranked[0])
+        checkpoint_writing.point(folder / "best", ranked[0])
     there = [path for path in checkpoint.all_steps(folder) if path <= newest]
     for path in there[:-keep_last]:
         if path not in ranked:
-            checkpoint.remove(path)
+            checkpoint_writing.remove(path)
 
 
 def newest_intact(folder: Path, say: Callable[[str], None]) -> Path | None:

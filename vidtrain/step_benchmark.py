@@ -20,7 +20,7 @@ from rich.table import Table
 from vidtrain import composing, distributed, provenance, randomness, runlog
 from vidtrain.benchmarking import step, step_peers
 from vidtrain.benchmarking.measuring import Ratio
-from vidtrain.config_data import BenchmarkConfig
+from vidtrain.config_benchmark import BenchmarkConfig
 from vidtrain.config_train import TrainConfig
 from vidtrain.data.generated import noise_batches
 from vidtrain.distributed import World

@@ -1,11 +1,12 @@
 """One optimizer step: micro-batches, loss, backward, clip, update, average."""
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
 from vidtrain import distributed, randomness
@@ -13,6 +14,7 @@ from vidtrain.config_train import TrainConfig
 from vidtrain.data.augment import to_input
 from vidtrain.data.loading import ClipBatch
 from vidtrain.distributed import World
+from vidtrain.parallel.shards import synchronise
 from vidtrain.parts import Parts
 from vidtrain.runlog import Meter
 from vidtrain.training.clipping import clip_gradients
@@ -65,7 +67,7 @@ def optimizer_step(
         group["lr"] = group["base_lr"] * rate
     parts.nonfinite.remember(parts.model)
     loss, videos, clips = backward(parts, config, world, step, batches, meter)
-    with record_function("vidtrain.optimizer"):
+    with phase("optimizer", step, world):
         scaler.unscale_(optimizer)
         loop = config.train
         norm = clip_gradients(
@@ -101,24 +103,48 @@ def backward(
     accumulate, clips_seen, videos = parts.plan.accumulate, 0, list[int]()
     loss = torch.zeros((), device=world.device)
     for micro in range(accumulate):
-        with meter.waiting(), record_function("vidtrain.data"):
+        with meter.waiting(), phase("data", step, world):
             batch = next(batches)
         parts.bad.add(batch.bad, parts.clips.videos)
-        with record_function("vidtrain.augment"):
+        with phase("augment", step, world):
             clips, targets = model_input(parts, config, world, step, batch)
-        # Last thing before the forward pass: a loader may draw from the global generator too.
-        key = (randomness.STEP, step, micro, world.rank)
+        # Last thing before the forward pass: a loader may draw from the global generator too. The
+        # number of the micro-batch among those of all processes: dropout is that of one process.
+        key = (randomness.STEP, step, micro * world.size + world.rank, 0)
         torch.manual_seed(randomness.derive(config.seed, *key))
-        communicate = micro == accumulate - 1 or world.size == 1
-        with nullcontext() if communicate else parts.network.no_sync():  # type: ignore[operator]
-            with record_function("vidtrain.forward"), parts.precision.autocast():
+        with communicating(parts, micro == accumulate - 1):
+            with phase("forward", step, world, waits=True), parts.precision.autocast():
                 part = parts.task.loss(parts.network, clips, targets) / accumulate
-            with record_function("vidtrain.backward"):
+            with phase("backward", step, world, waits=True):
                 parts.precision.scaler.scale(part).backward()
         loss += part.detach()
         videos += batch.videos.tolist()
         clips_seen += len(clips)
     return loss, videos, clips_seen
+
+
+@contextmanager
+def phase(name: str, step: int, world: World, *, waits: bool = False) -> Iterator[None]:
+    """Marks a part of a step, in a profile and for the other processes.
+
+    Args:
+        name: What is done.
+        step: In which step.
+        world: This process among all.
+        waits: Whether it may be waiting for others there.
+    """
+    world.place.note(f"{name} of step {step}", waiting=waits)
+    with record_function(f"vidtrain.{name}"):
+        yield
+
+
+@contextmanager
+def communicating(parts: Parts, wanted: bool) -> Iterator[None]:
+    """Lets the backward passes within add up gradients over all processes, or not yet."""
+    synchronise(parts.network, wanted)
+    waiting = isinstance(parts.network, DistributedDataParallel) and not wanted
+    with parts.network.no_sync() if waiting else nullcontext():  # type: ignore[operator]
+        yield
 
 
 def model_input(

@@ -11,8 +11,9 @@ from vidtrain.config_train import TrainConfig
 from vidtrain.data.generated import noise_batches
 from vidtrain.distributed import World
 from vidtrain.errors import InputError, UsageError
+from vidtrain.parallel.replicas import restore_buffers
 from vidtrain.parts import Parts
-from vidtrain.stepping import optimizer_step
+from vidtrain.stepping import backward, optimizer_step
 
 
 def counts(config: TrainConfig, world: World) -> tuple[int, int, int]:
@@ -60,3 +61,22 @@ def step_on_noise(built: Parts, config: TrainConfig, world: World, step: int) ->
     optimizer_step(built, config, world, step, batches, meter)
     if world.device.type == "cuda":
         torch.cuda.synchronize(world.device)
+
+
+def warm_up(parts: Parts, config: TrainConfig, world: World) -> None:
+    """Lets DDP see a backward pass that is thrown away, where a run goes on.
+
+    DDP sorts what travels together by the order in which its first backward pass finishes. Three
+    or more processes add up in another order then, so the first step after a resume would differ
+    in its last bits from the same step of a run that was never stopped.
+    """
+    if parts.progress.step == 0 or world.size < 3 or parts.network is parts.model:
+        return
+    kept = [buffer.clone() for buffer in parts.model.buffers()]
+    meter = runlog.Meter(total=1, start=0, main=False)
+    step = parts.progress.step - 1
+    batches = noise_batches(parts.clips, parts.plan, rank=world.rank, start_step=step)
+    parts.model.train()
+    backward(parts, config, world, step, batches, meter)
+    parts.optimizer.zero_grad(set_to_none=True)
+    restore_buffers(parts.model, kept)

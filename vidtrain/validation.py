@@ -14,6 +14,7 @@ from vidtrain.data.loading import ClipBatch, statistics_batches
 from vidtrain.distributed import World
 from vidtrain.errors import UsageError, did_you_mean
 from vidtrain.evaluation import evaluate
+from vidtrain.parallel.shards import whole
 from vidtrain.parts import Parts
 from vidtrain.runlog import RunLog
 from vidtrain.stepping import plain_input
@@ -40,14 +41,15 @@ def validate(parts: Parts, config: TrainConfig, log: RunLog, world: World) -> bo
         distributed.copy_buffers(network, world)
         if config.train.precise_bn:
             take_statistics(parts, config, network, world)
-        scores = evaluate(
-            network, parts.val,
-            batch_size=config.eval.batch_size,
-            to_input=lambda clips: to_input(
-                clips, mean=config.model.input.mean, std=config.model.input.std
-            ),
-            precision=parts.precision, world=world,
-        )  # fmt: skip
+        with whole(network, reshard=config.parallel.reshard):  # shards may differ in length
+            scores = evaluate(
+                network, parts.val,
+                batch_size=config.eval.batch_size,
+                to_input=lambda clips: to_input(
+                    clips, mean=config.model.input.mean, std=config.model.input.std
+                ),
+                precision=parts.precision, world=world,
+            )  # fmt: skip
         found = distributed.together(partial(tell, parts, config, log, kind, scores), world)
         judged = judged or found
     log.table()

@@ -8,7 +8,7 @@ from contextlib import closing
 import torch
 from torch.profiler import record_function
 
-from vidtrain import batch_finder, distributed, interrupt, profiling, sinks, strict
+from vidtrain import batch_finder, build, distributed, interrupt, profiling, sinks, strict, watchdog
 from vidtrain.config_train import TrainConfig
 from vidtrain.data.loading import train_batches
 from vidtrain.distributed import World
@@ -18,10 +18,12 @@ from vidtrain.interrupt import Stop
 from vidtrain.introducing import introduce, summarise
 from vidtrain.models import memory
 from vidtrain.parts import Parts, build_parts, last_step
-from vidtrain.resuming import restore, save
+from vidtrain.resuming import restore, save, saver_of
 from vidtrain.runlog import Meter, RunLog, finite, shown_path
 from vidtrain.saving import Saver
+from vidtrain.sharded_saving import ShardedSaver
 from vidtrain.stepping import optimizer_step
+from vidtrain.trials import warm_up
 from vidtrain.validation import validate
 
 
@@ -41,30 +43,37 @@ def train(config: TrainConfig) -> float | None:
         return None
     sinks.check(config.log)
     began, folder = time.perf_counter(), shown_path(config.run_dir)
+    limit = config.parallel.timeout_seconds
     with (
         interrupt.deferred() as stop,
         strict.mode(config),
-        distributed.session(config.device, num_threads=config.num_threads) as world,
-    ):
+        distributed.session(
+            config.device, num_threads=config.num_threads,
+            timeout_seconds=1.5 * limit + 30,  # the watchdog knows more, so it comes first
+        ) as world,
+        watchdog.watching(world, timeout_seconds=limit),
+    ):  # fmt: skip
         config = batch_finder.settled(config, world)
         parts = build_parts(config, world)
         restore(parts, config, folder, world)
         strict.refuse(config, parts, world)
-        parts.network = distributed.replicate(parts.model, world)
+        parts.network = build.replicated(config, parts.model, world)
+        warm_up(parts, config, world)
         log = RunLog(folder, config.log, main=world.is_main, start_step=parts.progress.step)
-        saver = Saver(folder / "checkpoints", config.save.keep_last, config.save.background)
+        saver = saver_of(parts, config, folder / "checkpoints", world)
         with closing(log), closing(saver):
             distributed.together(lambda: log.open(dataclasses.asdict(config)), world)
             distributed.together(lambda: introduce(parts, config, log, world), world)
             fit(parts, config, log, saver, world, stop)
-            distributed.together(saver.wait, world)
+            saver.settle(world)
             summarise(parts, config, log, seconds=time.perf_counter() - began)
     return parts.progress.best[0]["value"] if parts.progress.best else None
 
 
 def fit(
-    parts: Parts, config: TrainConfig, log: RunLog, saver: Saver, world: World, stop: Stop
-) -> None:
+    parts: Parts, config: TrainConfig, log: RunLog, saver: Saver | ShardedSaver, world: World,
+    stop: Stop,
+) -> None:  # fmt: skip
     """The training loop: from the present step to the last, or to where it stops improving."""
     progress, patience = parts.progress, config.train.patience or math.inf
     last = last_step(parts, config)
@@ -106,11 +115,11 @@ def fit(
             save_now |= at_end
             if save_now or progress.step == config.train.log_every_steps:
                 log.weights(parts.model)
-            if world.is_main and (save_now or taken.stop):
-                save(parts, config, saver)
+            if save_now or taken.stop:
+                save(parts, config, saver, world)
             if taken.stop and not at_end:
                 # Nobody leaves before it is on the disk: torchrun ends all when one has ended.
-                distributed.together(saver.wait, world)
+                saver.settle(world)
                 raise Interrupted(
                     stop.signum,
                     f"stopped and saved at step {progress.step} of {last}; "

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable
 import torch
 from timm.utils.agc import adaptive_clip_grad
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from vidtrain.errors import UsageError
 
@@ -44,6 +45,8 @@ def clip_gradients(
     total = nn.utils.get_total_norm(
         [parameter.grad for parameter in trained if parameter.grad is not None]
     )
+    if isinstance(total, DTensor):
+        total = total.full_tensor()
     if norm is not None:
         nn.utils.clip_grads_with_norm_(trained, norm, total)
     if agc is not None:
