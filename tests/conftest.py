@@ -67,6 +67,14 @@ def vidtrain(
     )  # fmt: skip
 
 
+def torchrun(
+    ranks: int, *args: str, cwd: Path, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Runs the real command line in several processes of one machine."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}")
+    return vidtrain(*args, cwd=cwd, timeout=timeout, prefix=(*launcher, "-m", "vidtrain"))
+
+
 def loaded(run: str | Path, name: str = "last") -> dict[str, Any]:
     """Returns a checkpoint of a run: model, average (or None), step, and the training state."""
     from vidtrain import checkpoint

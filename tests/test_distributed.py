@@ -1,23 +1,14 @@
 """Real gloo processes under torchrun: the same training, the same counts, errors that are heard."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import torchrun
 
 Cli = Callable[..., int]
 pytestmark = pytest.mark.dist
-
-
-def torchrun(ranks: int, *args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    return subprocess.run(
-        [sys.executable, *launcher, "-m", "vidtrain", *args],
-        cwd=cwd, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
 
 
 def losses(run: Path) -> list[float]:

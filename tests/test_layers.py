@@ -22,11 +22,11 @@ ROOMS = {"data", "models", "training"}
 MIDDLE = {"tasks", "export", "report", "benchmarking", "launching", "health", "parallel"}
 ABOVE = {
     "again", "bad_videos", "batch_finder", "build", "build_data", "checkpoint",
-    "checkpoint_writing",    "comparing", "composing", "dry_run", "evaluation", "finished", "introducing", "nonfinite",
-    "parts", "profiling", "provenance",
+    "checkpoint_writing", "comparing", "composing", "dry_run", "evaluation", "finished",
+    "introducing", "nonfinite", "parts", "profiling", "provenance",
     "resuming", "runlog", "saving", "scaling", "sharded_saving", "sinks", "sizes", "starting",
-    "step_benchmark",    "stepping", "strict", "survey", "sweeping", "sweeps", "targets", "teacher_choice",
-    "teaching", "trials", "validation", "watchdog",
+    "step_benchmark", "stepping", "strict", "survey", "sweeping", "sweeps", "targets",
+    "teacher_choice", "teaching", "trials", "validation", "watchdog",
 }  # fmt: skip
 
 # Part of the package -> the other parts it may import. Every part may import itself and the

@@ -24,6 +24,7 @@ from vidtrain.distributed import World
 from vidtrain.errors import UsageError
 from vidtrain.interrupt import Stop
 from vidtrain.parts import Parts
+from vidtrain.report.terminal import counted
 from vidtrain.training.batch_search import largest_by_halving, largest_on_line
 from vidtrain.training.host_memory import available_memory, peak_rss, rss
 from vidtrain.trials import counts, step_on_noise, without_data
@@ -116,15 +117,20 @@ def find_accumulate(config: TrainConfig, world: World, *, memory: int | None = N
     if not best:
         least = min(sizes)
         raise UsageError(
-            f"train.accumulate=auto: not even micro-batches of {least} clips fit, which take "
-            f"{_amount(tried[least])}; use model.checkpointing=true, precision=bf16, a smaller "
+            f"train.accumulate=auto: not even micro-batches of {counted(least, 'clip')} fit, "
+            f"which take {_amount(tried[least])}; use model.checkpointing=true, precision=bf16, a smaller "
             "model.input.crop_size or model.input.num_frames, or a smaller train.batch_size"
         )
     accumulate = config.train.batch_size // (best * world.size)
     if world.is_main:
-        shown = ", ".join(f"{clips} clips {_amount(tried[clips])}" for clips in sorted(tried))
-        runlog.warn(f"train.accumulate=auto: {shown or 'nothing to choose'}; taken: {accumulate} "
-                    f"micro-batches of {best} clips (train.accumulate={accumulate})")  # fmt: skip
+        shown = ", ".join(
+            f"{counted(clips, 'clip')} {_amount(tried[clips])}" for clips in sorted(tried)
+        )
+        runlog.warn(
+            f"train.accumulate=auto: {shown or 'nothing to choose'}; taken: "
+            f"{counted(accumulate, 'micro-batch', 'micro-batches')} of {counted(best, 'clip')} "
+            f"(train.accumulate={accumulate})"
+        )
     return accumulate
 
 
@@ -140,8 +146,8 @@ def micro_batches(config: TrainConfig, world_size: int) -> list[int]:
     group = views * (2 if config.mix is not None else 1)
     if batch % (world_size * group):
         raise UsageError(
-            f"train.batch_size={batch} must be a multiple of {world_size * group}: {world_size} "
-            f"processes{f' x {views} views' * (views > 1)}"
+            f"train.batch_size={batch} must be a multiple of {world_size * group}: "
+            f"{counted(world_size, 'process', 'processes')}{f' x {views} views' * (views > 1)}"
             f"{' x 2 clips that mix pairs' * (config.mix is not None)}"
         )
     share = batch // world_size

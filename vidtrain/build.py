@@ -150,9 +150,11 @@ def check_parallel(config: TrainConfig) -> None:
             ("model.channels_last", config.model.channels_last, False),
             ("precision.dtype", config.precision.dtype == "fp16", False),
             ("train.sync_bn", config.train.sync_bn, False),
+            ("train.clip_grad_agc", config.train.clip_grad_agc, None),
         ):
             if value != wanted:
-                raise UsageError(f"{key} does not go together with parallel=fsdp; use parallel=ddp")
+                raise UsageError(f"{key} is not known to be right with parallel=fsdp; leave it "
+                                 "out, or use parallel=ddp")  # fmt: skip
 
 
 def sharded(config: TrainConfig, network: nn.Module, world: World) -> None:
@@ -258,6 +260,9 @@ def optimizer(
         network, no_decay_norm_bias=loop.no_decay_norm_bias, lr_scales=lr_scales
     )
     built = component(node, "optimizer", groups)
+    if shards.is_sharded(network) and isinstance(built, torch.optim.SGD):
+        for group in built.param_groups:  # torch has no fused kernel for parts of weights
+            group["fused"], group["foreach"] = None, True
     factor = lr_factor(loop.lr_rule, loop.batch_size, loop.lr_batch)
     for group in built.param_groups:
         group["base_lr"] = group["lr"] * factor * group["lr_scale"]

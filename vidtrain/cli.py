@@ -21,11 +21,17 @@ from vidtrain.errors import InputError, Interrupted, UsageError, did_you_mean
 
 FIRST_STAGES = ("train", "eval", "export", "stats", "check", "index", "prepare")
 # A bare word after these stages is the value of this key: `vidtrain models 'x3d*'`.
-BARE_WORD = {"models": "pattern", "benchmark": "what"}
+BARE_WORD = {"models": "pattern", "benchmark": "what", "launch": "engine"}
 # Bare words after these stages are run folders.
 BARE_FOLDERS = ("plot", "repro")
 # Flags of a stage that are short for a setting.
-FLAGS = {"models": {"--json": "json=true", "--detail": "detail=true"}}
+FLAGS = {
+    "models": {"--json": "json=true", "--detail": "detail=true"},
+    "doctor": {"--json": "json=true"},
+    "launch": {"--dry-run": "dry_run=true"},
+}
+# What follows `--` after this stage is the command of another.
+LAUNCH = "launch"
 
 USAGE = """vidtrain {version}: training and evaluation for video understanding
 

@@ -1,4 +1,4 @@
-"""Between the command line and Hydra: schemas, a run's recorded config, errors a person can use."""
+"""Between the command line and Hydra: schemas, and what a later stage takes from a run."""
 
 import contextlib
 import dataclasses
@@ -11,14 +11,14 @@ from typing import Any, Protocol
 import hydra
 import yaml
 from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException, ValidationError
+from omegaconf.errors import OmegaConfBaseException
 
 from vidtrain import sweeping
 from vidtrain.config import SCHEMAS, RunConfig
-from vidtrain.errors import InputError, UsageError, did_you_mean
+from vidtrain.errors import InputError, UsageError
+from vidtrain.explaining import explain
 from vidtrain.teacher_choice import choose_teacher
 
 FLAGS_WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp",
@@ -214,74 +214,3 @@ def _folder_of_weights(values: dict[str, str]) -> list[str]:
             "leave it out, or name a new folder for what comes of model.weights"
         )
     return []
-
-
-def explain(error: Exception, stage: str, overrides: list[str], conf: Path) -> str:
-    """Returns one sentence for a person: what is wrong, and the nearest valid names."""
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-    text = "\n".join(str(link) for link in chain)
-    choice = re.search(r"Could not find '([^']+)/([^']+)'", text)
-    if choice:
-        group, name = choice[1], choice[2]
-        options = re.findall(r"^\t(.+)$", text.split("Config search path")[0], re.MULTILINE)
-        if group.startswith("hydra/"):
-            options.append("others after pip install 'vidtrain[sweep]'")
-        return f"{group}={name} is not a choice; {_nearest(name, options)}"
-    for link in chain:
-        if isinstance(link, ValidationError) and link.full_key:
-            return _explain_value(link, overrides)
-    key = re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'",
-                    text)  # fmt: skip
-    if key:
-        return (
-            f"{key[1]} is not a setting of vidtrain {stage}; {_nearest(key[1], _keys(stage, conf))}"
-        )
-    if isinstance(error, OverrideParseException):
-        return f"{error.override!r} does not parse: {str(error).splitlines()[0]}"
-    said = next((str(link).strip() for link in chain if str(link).strip()), type(error).__name__)
-    return f"{said.splitlines()[0]} (see vidtrain {stage} --help)"
-
-
-def _explain_value(error: ValidationError, overrides: list[str]) -> str:
-    key = str(error.full_key)
-    given = next((o for o in overrides if o.lstrip("+").startswith(f"{key}=")), None)
-    hint = getattr(error, "ref_type", None) or getattr(error, "type_hint", None)
-    reason = str(error.msg or error).splitlines()[0]
-    wanted = {"Integer": "int", "Float": "float"}
-    found = re.search(r"Value '(.*)' of type '(\w+)' could not be converted to (\w+)", reason)
-    if found:
-        return f"{key}={found[1]!r}: expected {wanted.get(found[3], found[3])}, got {found[2]}"
-    flag = re.search(r"Value '(.*)' is not a valid bool \(type (\w+)\)", reason)
-    if flag:
-        return f"{key}={flag[1]!r}: expected bool (true or false), got {flag[2]}"
-    return f"{given or key}: {reason}" + (f" (expected {hint})" if hint else "")
-
-
-def _keys(stage: str, conf: Path) -> list[str]:
-    """Returns every key and group that the stage knows with its default choices."""
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(conf), version_base="1.3"):
-        cfg = hydra.compose(stage)
-    groups = [p.name for p in conf.iterdir() if p.is_dir()]
-    return sorted({*groups, *_leaves(OmegaConf.to_container(cfg, resolve=False), "")})
-
-
-def _leaves(node: Any, prefix: str) -> list[str]:
-    if not isinstance(node, dict) or not node:
-        return [prefix]
-    dotted = f"{prefix}." if prefix else ""
-    return [leaf for key, child in node.items() for leaf in _leaves(child, f"{dotted}{key}")]
-
-
-def _nearest(word: str, names: list[str]) -> str:
-    near = did_you_mean(word, names)
-    if near:
-        return near
-    elsewhere = [name for name in names if name.split(".")[-1] == word.split(".")[-1]][:3]
-    if elsewhere:  # a right last part at a wrong place
-        return f"did you mean {' or '.join(elsewhere)}?"
-    return f"it must be one of {', '.join(names[:40])}"

@@ -64,7 +64,7 @@ class ExportConfig(RunConfig):
     """Root of `vidtrain export`.
 
     Attributes:
-        format: onnx, torch_export or torchscript.
+        format: onnx, torch_export, torchscript, or safetensors: the weights alone.
         output: File to write; null: export/ in the run folder.
         tolerance: Largest allowed difference from eager, in standard deviations of the logits.
         num_videos: Videos of the validation split that parity is proved on.

@@ -146,6 +146,23 @@ def _join(backend: str, timeout_seconds: float) -> None:
         ) from error
 
 
+def restart_advice() -> str | None:
+    """Returns what is wrong with how processes on several nodes were started, or None.
+
+    With its default torchrun gives restarted processes the address of a store that is gone
+    (pytorch/pytorch#135712).
+    """
+    given = os.environ.get
+    several = int(given("GROUP_WORLD_SIZE", "1")) > 1 or ":" in given("PET_NNODES", "")
+    restarts = int(given("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+    if several and restarts and given("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return (
+            "torchrun on several nodes cannot restart processes as it was started: set "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for it, or use vidtrain launch, which does"
+        )
+    return None
+
+
 def store(name: str, world: World, *, timeout_seconds: float) -> dist.Store | None:
     """Returns a connection of its own to the store where processes leave notes for each other.
 

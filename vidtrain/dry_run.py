@@ -15,9 +15,11 @@ from vidtrain.config_train import TrainConfig
 from vidtrain.data.augment import to_input
 from vidtrain.data.generated import noise
 from vidtrain.data.multigrid import Shape
+from vidtrain.data.plan import Plan
 from vidtrain.distributed import World
 from vidtrain.models import counting, memory
 from vidtrain.parts import Parts, build_parts, last_step, validation
+from vidtrain.report.terminal import counted, doing, duration
 from vidtrain.resuming import save
 from vidtrain.saving import Saver
 from vidtrain.training.host_memory import peak_rss, rss
@@ -44,22 +46,27 @@ def dry_run(config: TrainConfig) -> None:
         if world.is_main:
             composing.leave_no_empty_folder(DictConfig({"run_dir": config.run_dir}))
         config = batch_finder.settled(config, world)
-        counted = counts(config, world)
-        config = without_data(config, counted)
-        before = rss()
-        parts = build_parts(config, world)
-        strict.refuse(config, parts, world)
-        parts.network = build.replicated(config, parts.model, world)
-        found = {
-            "classes": counted[0], "videos": counted[1], "held_out": counted[2],
-            "steps": steps(parts, config, world),
-            "evaluation": evaluation(parts, config, world),
-            "checkpoint": checkpoint_size(parts, config, world),
-            "gmacs": gmacs(config, counted[0]),
-        }  # fmt: skip
-        cuda = world.device.type == "cuda"
-        peak = torch.cuda.max_memory_allocated() if cuda else peak_rss() - before
-        found["peak"] = max(distributed.share(distributed.gather(peak, world), world))
+        with doing("dry run: building data, model and optimizer", main=world.is_main):
+            counted_data = counts(config, world)
+            config = without_data(config, counted_data)
+            before = rss()
+            parts = build_parts(config, world)
+            strict.refuse(config, parts, world)
+            parts.network = build.replicated(config, parts.model, world)
+        found = {"classes": counted_data[0], "videos": counted_data[1],
+                 "held_out": counted_data[2]}  # fmt: skip
+        for name, text, measure in (
+            ("steps", "warming up, and timing training steps on generated clips", steps),
+            ("evaluation", "timing an evaluation", evaluation),
+            ("checkpoint", "writing a checkpoint", checkpoint_size),
+        ):
+            with doing(f"dry run: {text}", main=world.is_main):
+                found[name] = measure(parts, config, world)
+        with doing("dry run: counting operations and memory", main=world.is_main):
+            found["gmacs"] = gmacs(config, counted_data[0]) if world.is_main else None
+            cuda = world.device.type == "cuda"
+            peak = torch.cuda.max_memory_allocated() if cuda else peak_rss() - before
+            found["peak"] = max(distributed.share(distributed.gather(peak, world), world))
         if world.is_main:
             for line in told(parts, config, world, found):
                 runlog.warn(line)
@@ -68,9 +75,7 @@ def dry_run(config: TrainConfig) -> None:
 def steps(parts: Parts, config: TrainConfig, world: World) -> dict[Shape | None, float]:
     """Returns the seconds of a step at each shape that clips have; None is the model's own."""
     seconds: dict[Shape | None, float] = {}
-    first: dict[Shape | None, int] = {}
-    for step in range(parts.plan.total_steps if parts.plan.all_shapes else 1):
-        first.setdefault(parts.plan.shape(step), step)
+    first, _ = occurrences(parts.plan, parts.plan.total_steps)
     parts.model.train()
     for shape, step in first.items():
         for _ in range(2):  # the first one warms up: kernels are made, the optimizer's state too
@@ -78,6 +83,26 @@ def steps(parts: Parts, config: TrainConfig, world: World) -> dict[Shape | None,
             step_on_noise(parts, config, world, step)
             seconds[shape] = time.perf_counter() - began
     return seconds
+
+
+def occurrences(
+    plan: Plan, last: int
+) -> tuple[dict[Shape | None, int], Counter[Shape | None]]:  # fmt: skip
+    """Returns the first step of each shape, and how many steps have it, in their order.
+
+    Args:
+        plan: All batches.
+        last: Steps of the training.
+    """
+    cycles = plan.shapes.epochs(plan.epochs) if plan.shapes else [(None,)] * plan.epochs
+    first, number, start = dict[Shape | None, int](), Counter[Shape | None](), 0
+    for cycle, length in zip(cycles, plan.epoch_steps, strict=True):
+        there = min(length, last - start)
+        for place, shape in enumerate(cycle[: max(there, 0)]):
+            first.setdefault(shape, start + place)
+            number[shape] += len(range(place, there, len(cycle)))
+        start += length
+    return first, number
 
 
 def evaluation(parts: Parts, config: TrainConfig, world: World) -> float:
@@ -132,7 +157,9 @@ def told(parts: Parts, config: TrainConfig, world: World, found: dict[str, Any])
             for every in (True, False)]  # fmt: skip
     cost = "" if found["gmacs"] is None else f", {found['gmacs']:.4g} GFLOPs a clip"
     full = list(found["steps"].values())[-1]
-    micro = f"{plan.accumulate} x {world.size} micro-batches of {plan.micro_batch} clips"
+    many = "" if plan.accumulate * world.size == 1 else "es"
+    micro = (f"{plan.accumulate} x {world.size} micro-batch{many} of "
+             f"{counted(plan.micro_batch, 'clip')}")  # fmt: skip
     kind = "allocated on the GPU" if world.device.type == "cuda" else "of growth"
     lines = [
         f"dry run of {config.model.name}: {sums[0]:.2f} M parameters, {sums[1]:.2f} M trained"
@@ -140,34 +167,32 @@ def told(parts: Parts, config: TrainConfig, world: World, found: dict[str, Any])
         f"{world.size} x {world.device}, {config.precision.dtype}",
         f"data={config.data.name}: {found['videos']} training and {found['held_out']} validation "
         f"videos, {found['classes']} classes; clips are generated",
-        f"training step of {plan.batch_size} clips ({micro}): {full:.3g} s, "
+        f"training step of {counted(plan.batch_size, 'clip')} ({micro}): {full:.3g} s, "
         f"{plan.batch_size / full:.3g} clips/s; peak memory {found['peak'] / GIB:.2f} GiB {kind}",
-        f"evaluation of {config.eval.batch_size} views: {found['evaluation']:.3g} s; "
+        f"evaluation of {counted(config.eval.batch_size, 'view')}: {found['evaluation']:.3g} s; "
         f"checkpoint {found['checkpoint'] / 1e6:.1f} MB",
         *([memory.graph_breaks()] if config.model.compile else []),
     ]
-    training, validating = hours(parts, config, world, found)
-    total = last_step(parts, config)
+    training, validating = times(parts, config, world, found)
+    total = counted(last_step(parts, config), "step")
     return [*lines, (
-        f"the whole training on this machine: {training:.3g} h for {total} steps "
-        f"({config.train.epochs} epochs), {validating:.3g} h of validation, reading not counted"
+        f"the whole training on this machine: {duration(training)} for {total} "
+        f"({counted(config.train.epochs, 'epoch')}), {duration(validating)} of validation, "
+        "reading not counted"
     )]  # fmt: skip
 
 
-def hours(
+def times(
     parts: Parts, config: TrainConfig, world: World, found: dict[str, Any]
 ) -> tuple[float, float]:
-    """Returns the hours that training steps and validations would take here."""
-    total, seconds = last_step(parts, config), found["steps"]
-    if parts.plan.all_shapes:
-        times = Counter(parts.plan.shape(step) for step in range(total))
-        training = sum(seconds[shape] * count for shape, count in times.items())
-    else:
-        training = seconds[None] * total
+    """Returns the seconds that training steps and validations would take here."""
+    total = last_step(parts, config)
+    _, counts_of = occurrences(parts.plan, total)
+    training = sum(found["steps"][shape] * count for shape, count in counts_of.items())
     due = occasions(parts.timeline, config.validate.every, "validate.every")
     validations = sum(0 < step < total for step in due) + 1
     few = validation(config)
     views = few.num_clips * few.num_crops
     passes = 1 + (parts.average is not None)
     batches = found["held_out"] * views * passes / (config.eval.batch_size * world.size)
-    return training / 3600, validations * batches * found["evaluation"] / 3600
+    return training, validations * batches * found["evaluation"]

@@ -133,7 +133,7 @@ def phase(name: str, step: int, world: World, *, waits: bool = False) -> Iterato
         world: This process among all.
         waits: Whether it may be waiting for others there.
     """
-    world.place.note(f"{name} of step {step}", waiting=waits)
+    world.place.note(f"{name} of step {step}", waiting=waits, counted=True)
     with record_function(f"vidtrain.{name}"):
         yield
 

@@ -7,15 +7,15 @@ notes, is to blame. Without this a process that hangs ends the others through a 
 gloo or NCCL, which knows neither its name nor its place.
 """
 
+import itertools
 import os
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch.distributed as dist
 
@@ -24,6 +24,7 @@ from vidtrain.distributed import World
 
 MOST_BETWEEN_NOTES = 5.0  # seconds
 SHOWN = 8  # processes named in a message
+_LEFT = "left"  # in place of its number, the last note of a process that ends for this
 FRAMES = 12  # of the stack of a process that stands still
 
 
@@ -67,15 +68,18 @@ def watching(world: World, *, timeout_seconds: float) -> Iterator[None]:
     main_thread = threading.get_ident()
 
     def watch() -> None:
-        number = 0
+        numbers = itertools.count(1)
+
+        def leave() -> bool:
+            return _leave(store, world, str(next(numbers)))
+
         while not ended.wait(pause):
-            number += 1
-            still = time.monotonic() - world.place.since
-            told = _leave(store, world, number, still)
-            if still > timeout_seconds and not ended.is_set():
-                notes = _notes(store, world, pause) if told else []
-                if time.monotonic() - world.place.since > timeout_seconds:  # and it still does
-                    _end(world, notes, main_thread, still)
+            told = leave()
+            if _still(world) > timeout_seconds:
+                notes = _notes(store, world, pause, leave) if told else []
+                if _still(world) > timeout_seconds and not ended.is_set():  # it still does
+                    _leave(store, world, _LEFT)
+                    _end(world, notes, main_thread)
 
     thread = threading.Thread(target=watch, name="watchdog", daemon=True)
     thread.start()
@@ -126,10 +130,14 @@ def message(notes: list[Note], rank: int, still: float) -> str:
     return f"nothing has moved for {still:.0f} s (parallel.timeout_seconds): {told}"
 
 
-def _leave(store: dist.Store, world: World, number: int, still: float) -> bool:
-    place = world.place
-    host = f"{os.uname().nodename} pid {os.getpid()}"
-    fields = (number, host, place.count, int(place.waiting), place.where, f"{still:.1f}")
+def _still(world: World) -> float:
+    return time.monotonic() - world.place.since
+
+
+def _leave(store: dist.Store, world: World, number: str) -> bool:
+    """Leaves a note; returns whether the store took it."""
+    place, host = world.place, f"{os.uname().nodename} pid {os.getpid()}"
+    fields = (number, host, place.count, int(place.waiting), place.where, f"{_still(world):.1f}")
     try:
         store.set(str(world.rank), "\t".join(map(str, fields)))
     except RuntimeError:  # the store is gone
@@ -137,18 +145,21 @@ def _leave(store: dist.Store, world: World, number: int, still: float) -> bool:
     return True
 
 
-def _notes(store: dist.Store, world: World, pause: float) -> list[Note]:
-    """Reads the notes of all twice, to see who still leaves some."""
+def _notes(store: dist.Store, world: World, pause: float, leave: Callable[[], bool]) -> list[Note]:
+    """Reads the notes of all twice, to see who still leaves some; and goes on leaving some."""
     try:
         first = _read(store, world)
-        time.sleep(2.5 * pause)
+        for _ in range(5):
+            time.sleep(pause / 2)
+            leave()
         second = _read(store, world)
     except RuntimeError:
         return []
     return [
         Note(
             rank=rank, host=now[1], count=int(now[2]), waiting=bool(int(now[3])), where=now[4],
-            still=float(now[5]), silent=rank != world.rank and now[0] == then[0],
+            still=float(now[5]),
+            silent=rank != world.rank and now[0] == then[0] and now[0] != _LEFT,
         )
         for rank, (then, now) in enumerate(zip(first, second, strict=True))
     ]  # fmt: skip
@@ -162,8 +173,8 @@ def _read(store: dist.Store, world: World) -> list[list[str]]:
     ]
 
 
-def _end(world: World, notes: list[Note], main_thread: int, still: float) -> Any:
-    said = message(notes, world.rank, still)
+def _end(world: World, notes: list[Note], main_thread: int) -> None:
+    said = message(notes, world.rank, _still(world))
     mine = not notes or world.rank in {note.rank for note in blamed(notes)}
     frame = sys._current_frames().get(main_thread)
     if mine and frame is not None:

@@ -1,1 +1,1 @@
-"""What may be wrong with a machine, or between machines: looked at, measured, said with a remedy."""
+"""What may be wrong with a machine, or between machines: looked at, measured, and a remedy."""

@@ -42,9 +42,10 @@ def writing(runs: Path) -> Iterator[Finding]:
                       "give another with runs=")  # fmt: skip
         return
     few = free < 5
-    text = f"{folder}: {free:.0f} GiB free, writes {speed:.0f} MiB/s"
     remedy = "make room, or give another folder with runs=" if few else ""
-    yield Finding("run folder", "warn" if few else "ok", text, remedy, number=speed)
+    text = f"{folder}: {free:.0f} GiB free"
+    yield Finding("run folder", "warn" if few else "ok", text, remedy, number=free)
+    yield Finding("run folder speed", "ok", f"writes {speed:.0f} MiB/s", number=speed)
 
 
 def reading(root: Path) -> Iterator[Finding]:
@@ -69,11 +70,9 @@ def reading(root: Path) -> Iterator[Finding]:
                       "let this user read it")  # fmt: skip
         return
     speed = count / MIB / max(seconds, 1e-9)
-    yield Finding(
-        "data folder", "ok",
-        f"{root}: reads {speed:.0f} MiB/s ({count / MIB:.1f} MiB of {len(files)} files)",
-        number=speed,
-    )  # fmt: skip
+    read = f"reads {speed:.0f} MiB/s ({count / MIB:.1f} MiB of {len(files)} files)"
+    yield Finding("data folder", "ok", str(root))
+    yield Finding("data folder speed", "ok", read, number=speed)
 
 
 def _files(root: Path) -> Iterator[Path]:

@@ -1,10 +1,9 @@
-"""What was found, by one process and by all: the same is said once, differences with their place."""
+"""What was found, by one process and by all: what is the same is said once."""
 
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 ORDER = {"ok": 0, "warn": 1, "fail": 2}
 
@@ -51,6 +50,7 @@ class Finding:
         alike: warn or fail: the verdict where it is not the same on all ranks.
         number: The measured value in `found`, by which processes are put in order.
         quiet: Say nothing while it is ok and the same on all.
+        of_node: Whether it is said for all processes of the node.
     """
 
     subject: str
@@ -60,6 +60,7 @@ class Finding:
     alike: str = ""
     number: float | None = None
     quiet: bool = False
+    of_node: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,11 +137,6 @@ def spans(numbers: Sequence[int]) -> str:
     return ", ".join(str(w[0]) if len(w) == 1 else f"{w[0]}-{w[-1]}" for w in words)
 
 
-def plain(lines: Sequence[Line]) -> list[dict[str, Any]]:
-    """Returns lines as JSON values."""
-    return [dataclasses.asdict(line) for line in lines]
-
-
 def _of_subject(found: list[tuple[int, Finding]], members: Mapping[int, Member]) -> list[Line]:
     found = _differing(found)
     groups: dict[tuple[str, str], list[tuple[int, Finding]]] = {}
@@ -150,11 +146,21 @@ def _of_subject(found: list[tuple[int, Finding]], members: Mapping[int, Member])
     for (verdict, remedy), group in sorted(groups.items(), key=lambda item: ORDER[item[0][0]]):
         if verdict == "ok" and all(finding.quiet for _, finding in group):
             continue
-        ranks = tuple(rank for rank, _ in group)
+        ranks = concerned(group, members)
         hosts = tuple(dict.fromkeys(members[rank].host for rank in ranks))
         text = _text(group, members)
         lines.append(Line(group[0][1].subject, verdict, text, remedy, ranks, hosts))
     return lines
+
+
+def concerned(
+    group: Sequence[tuple[int, Finding]], members: Mapping[int, Member]
+) -> tuple[int, ...]:
+    """Returns the ranks that findings are about: the finders, or all of their nodes."""
+    nodes = {members[rank].node for rank, finding in group if finding.of_node}
+    found = {rank for rank, _ in group}
+    found |= {rank for rank, member in members.items() if member.node in nodes}
+    return tuple(sorted(found))
 
 
 def _differing(found: list[tuple[int, Finding]]) -> list[tuple[int, Finding]]:
@@ -185,11 +191,13 @@ def _text(group: list[tuple[int, Finding]], members: Mapping[int, Member]) -> st
         return group[0][1].found
     if all(finding.number is not None for _, finding in group):
         ordered = sorted(group, key=lambda item: item[1].number or 0.0)
-        (low, least), (high, most) = ordered[0], ordered[-1]
-        return f"{least.found} ({members[low]}) up to {most.found} ({members[high]})"
+        least, most = ordered[0][1], ordered[-1][1]
+        ends = [place(concerned([item], members), members) for item in (ordered[0], ordered[-1])]
+        return f"{least.found} on {ends[0]}, up to {most.found} on {ends[1]}"
     words = []
     for text in texts:
-        ranks = [rank for rank, finding in group if finding.found == text]
+        ranks = concerned([item for item in group if item[1].found == text], members)
         words.append(f"{place(ranks, members)}: {text}")
-    more = f"; and {len(words) - 4} others" if len(words) > 4 else ""
-    return "; ".join(words[:4]) + more
+    shown = 2 if group[0][1].verdict == "ok" else 4
+    more = f"; and {len(words) - shown} others" if len(words) > shown else ""
+    return "; ".join(words[:shown]) + more

@@ -130,7 +130,8 @@ def products(device: torch.device, *, seconds: float = 1.0) -> float:
     cuda = device.type == "cuda"
     side, dtype = (8192, torch.bfloat16) if cuda else (1024, torch.float32)
     left = torch.ones(side, side, device=device, dtype=dtype)
-    times, end = [], time.perf_counter() + seconds
+    times: list[float] = []
+    end = time.perf_counter() + seconds
     while len(times) < 4 or time.perf_counter() < end:
         began = time.perf_counter()
         left @ left
@@ -140,18 +141,20 @@ def products(device: torch.device, *, seconds: float = 1.0) -> float:
     return 2 * side**3 / statistics.median(times[2:]) / 1e12
 
 
-def summed(found: Sequence[Mapping[str, float]], world: World) -> Iterator[Line]:
+def summed(found: Sequence[Mapping[str, float]], *, ranks: int, cuda: bool) -> Iterator[Line]:
     """Says how fast all processes add up."""
-    backend = dist.get_backend()
+    backend = "NCCL" if cuda else "gloo"
     text = "; ".join(
-        f"{row['mb']:g} MB in {1e3 * row['seconds']:.1f} ms, {row['algorithm']:.2f} GB/s (bus "
-        f"{row['bus']:.2f})" for row in found
+        f"{row['mb']:g} MB in {1e3 * row['seconds']:.1f} ms, {row['algorithm']:.3g} GB/s (bus "
+        f"{row['bus']:.3g})" for row in found
     )  # fmt: skip
-    yield Line("all-reduce", "ok", f"{backend}, {world.size} ranks: {text}")
+    yield Line("all-reduce", "ok", f"{backend}, {ranks} ranks: {text}")
 
 
 def exchanged(
-    found: Mapping[int, Sequence[Mapping[str, Any]]], members: Mapping[int, Member], *,
+    found: Mapping[int, Sequence[Mapping[str, Any]]],
+    members: Mapping[int, Member],
+    *,
     min_gbps: float | None = None,
 ) -> Iterator[Line]:
     """Says which nodes, connections or processes exchange data slowly.
@@ -176,27 +179,29 @@ def exchanged(
     usual = statistics.median(pairs.values()) if len(units) < 4 else statistics.median(best)
     floor = max(SLOW * usual, (min_gbps or 0.0) * 125)
     slow = {unit for unit, speed in enumerate(best) if speed < floor and len(units) > 2}
-    kind = "pairs of nodes" if len(units[0]) > 1 or units_by_node(members) else "pairs of ranks"
+    nodes = len({member.node for member in members.values()}) > 1
+    kind = "pairs of nodes" if nodes else "pairs of ranks"
+
+    def verdict(speed: float) -> str:
+        return "warn" if speed >= (min_gbps or 0.0) * 125 else "fail"
+
     for unit in sorted(slow):
         who = [members[rank] for rank in units[unit]]
         text = f"{_label(who)}: {_gbps(best[unit])} at best, where {_gbps(usual)} is usual"
-        yield line(Finding("slow node", "warn" if best[unit] >= (min_gbps or 0) * 125 else "fail",
-                           text, "its cable, switch port or card; leave it out of the job"), who)  # fmt: skip
+        remedy = "its cable, switch port or card; leave it out of the job"
+        yield line(Finding("slow node", verdict(best[unit]), text, remedy), who)
     for (a, b), speed in pairs.items():
         if speed < floor and not {a, b} & slow:
             who = [members[rank] for unit in (a, b) for rank in units[unit]]
             ends = " and ".join(_label([members[rank] for rank in units[unit]]) for unit in (a, b))
-            verdict = "warn" if speed >= (min_gbps or 0) * 125 else "fail"
-            yield line(Finding("slow connection", verdict, f"{ends}: {_gbps(speed)}, at least "
-                               f"{_gbps(floor)} is expected", "the switch between them"), who)  # fmt: skip
-    low, high = min(pairs.values()), max(pairs.values())
-    yield Line("exchange", "ok", f"{len(pairs)} {kind}: {_gbps(low)} to {_gbps(high)} each way, "
-               f"{1e6 * min(latency.values()):.0f} to {1e6 * max(latency.values()):.0f} µs")  # fmt: skip
-
-
-def units_by_node(members: Mapping[int, Member]) -> bool:
-    """Returns whether there is more than one node."""
-    return len({member.node for member in members.values()}) > 1
+            text = f"{ends}: {_gbps(speed)}, at least {_gbps(floor)} is expected"
+            remedy = "the cards of both and the switch between them"
+            yield line(Finding("slow connection", verdict(speed), text, remedy), who)
+    low, high = _gbps(min(pairs.values())), _gbps(max(pairs.values()))
+    soon, late = 1e6 * min(latency.values()), 1e6 * max(latency.values())
+    span = low if low == high else f"{low} to {high}"
+    text = f"{kind}: {len(pairs)}, {span} each way, {soon:.0f} to {late:.0f} µs"
+    yield Line("exchange", "ok", text)
 
 
 def computed(speeds: Mapping[int, float], members: Mapping[int, Member], *, cuda: bool

@@ -22,15 +22,15 @@ THROTTLED = {
 }  # fmt: skip
 
 
-def gpus(device: str, me: Member) -> Iterator[Finding]:
-    """The device that this process computes on, and on a node's first process all its GPUs.
+def device(name: str, me: Member) -> Iterator[Finding]:
+    """The device that this process computes on.
 
     Args:
-        device: auto, cpu, cuda or cuda:N.
+        name: auto, cpu, cuda or cuda:N.
         me: This process.
     """
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    kind = ("cuda" if there else "cpu") if device == "auto" else device.split(":")[0]
+    kind = ("cuda" if there else "cpu") if name == "auto" else name.split(":")[0]
     if kind == "cuda" and me.local_rank >= there:
         yield Finding(
             "device", "fail", f"{there} GPUs are visible, none for local rank {me.local_rank}",
@@ -42,17 +42,22 @@ def gpus(device: str, me: Member) -> Iterator[Finding]:
     built = torch.version.cuda
     if not there:
         text = f"torch is built for CUDA {built}" if built else "CPU torch"
-        yield Finding("gpu", "warn" if device == "auto" else "ok",
+        yield Finding("gpu", "warn" if name == "auto" else "ok",
                       f"none visible ({text}): training runs on the CPU")  # fmt: skip
         return
-    for index in range(there) if me.leads else ():
+    nccl = ".".join(map(str, torch.cuda.nccl.version()))
+    yield Finding("nccl", "ok", f"{nccl}, CUDA {built}", alike="fail")
+
+
+def all_gpus() -> Iterator[Finding]:
+    """The GPUs of this node: what they are, whether they reach each other, how they are."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for index in range(count):
         found = torch.cuda.get_device_properties(index)
         text = f"{found.name}, {found.total_memory / GIB:.0f} GiB"
         yield Finding(f"gpu {index}", "ok", text, alike="warn")
-    nccl = ".".join(map(str, torch.cuda.nccl.version()))
-    yield Finding("nccl", "ok", f"{nccl}, CUDA {built}", alike="fail")
-    if me.leads:
-        yield from peers(there)
+    if count:
+        yield from peers(count)
         yield from driver()
 
 
@@ -131,15 +136,17 @@ def _smi(*words: str) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def limits(me: Member) -> Iterator[Finding]:
-    """Open files; on a node's first process also its memory and its shared memory."""
+def open_files() -> Iterator[Finding]:
+    """How many files this process may have open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = hard if hard != resource.RLIM_INFINITY else 65536
     verdict = "fail" if soft <= 256 else "warn" if soft < 1024 else "ok"
     remedy = f"raise it with ulimit -n {min(most, 65536)}" if verdict != "ok" else ""
     yield Finding("open files", verdict, f"limit {soft} (hard {hard})", remedy, number=soft)
-    if not me.leads:
-        return
+
+
+def memory(me: Member) -> Iterator[Finding]:
+    """Memory of this node, and the shared memory that loader processes pass batches through."""
     shared, wanted = Path("/dev/shm"), 512 * me.local_size
     if shared.is_dir():
         free = shutil.disk_usage(shared).free / MIB

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,7 @@ BEAT_SECONDS = 1.0
 SILENT_SECONDS = 3.0
 # Rank 0 speaks first; then the others have this long before they speak for themselves.
 GRACE_SECONDS = 8.0
+NOBODY = "all processes are alive and at the same place: the network between them hangs"
 
 
 def member(environment: Mapping[str, str]) -> Member:
@@ -56,23 +58,24 @@ class Room:
         me: This process.
         limit: Seconds that a process has for each part.
         store: What is said to others; None: there are no others.
-        at: Number and name of the part that this process is at.
+        at: Name of the part that this process is at.
         deadline: When this process gives up, of time.monotonic; None: never.
         gave_up: Called in a thread of its own when the deadline has passed, with what each process
             that keeps the others waiting does, by rank; the process ends thereafter.
+        members: All processes that are there, by rank.
     """
 
     me: Member
     limit: float
     store: dist.Store | None = None
-    at: tuple[int, str] = (0, "start")
+    at: str = "start"
     deadline: float | None = None
     gave_up: Callable[[dict[int, str]], None] = lambda _: None
     members: dict[int, Member] = field(default_factory=dict)
 
     def begin(self, name: str, seconds: float | None = None) -> None:
         """Says which part begins, and gives it so much time, the limit if not said."""
-        self.at = (self.at[0] + 1, name)
+        self.at = name
         self.deadline = time.monotonic() + (seconds or self.limit) + GRACE_SECONDS
         if self.me.rank:
             self.deadline += GRACE_SECONDS
@@ -91,7 +94,7 @@ class Room:
         return json.loads(self.store.get(key)) if self.store.check([key]) else None
 
     def await_rank_0(self, topic: str) -> Any:
-        """Returns what rank 0 says; ends this process, through `gave_up`, if that takes too long."""
+        """Returns what rank 0 says; this process ends, as in `gave_up`, if that takes too long."""
         self.begin(f"waiting for rank 0 ({topic})", 2 * self.limit)
         while (value := self.heard(topic, 0)) is None:
             time.sleep(0.05)
@@ -112,6 +115,12 @@ class Room:
                     found[rank] = answer
             time.sleep(0.05)
         return found
+
+    def named(self, rank: int) -> str:
+        """Returns how a process is named to a person, though it may never have been there."""
+        if rank in self.members:
+            return str(self.members[rank])
+        return f"rank {rank} (node {rank // self.me.local_size} by number)"
 
     def meet(self) -> None:
         """Learns who is who: on every process, all that are there within the limit."""
@@ -140,13 +149,13 @@ class Room:
         time.sleep(SILENT_SECONDS)
         found = {}
         for rank in sorted(asked):
-            beat, at = there.heard("beat", rank), there.heard("at", rank) or (0, "start")
+            beat, at = there.heard("beat", rank), there.heard("at", rank) or "start"
             if beat is None:
                 found[rank] = "never joined"
             elif beat == first[rank] and rank != self.me.rank:
-                found[rank] = f"is stopped or cut off, at: {at[1]}"
-            elif ranks is not None or at[0] < self.at[0]:
-                found[rank] = f"lives, but is still at: {at[1]}"
+                found[rank] = f"is stopped or cut off, at: {at}"
+            elif ranks is not None or at != self.at:
+                found[rank] = f"lives, but is at: {at}"
         return found
 
 
@@ -232,8 +241,7 @@ def _last_resort(here: Room, done: threading.Event) -> None:
     """Ends this process where even the store does not answer, so that `_watch` hangs as well."""
     while not done.wait(BEAT_SECONDS):
         if here.deadline is not None and time.monotonic() > here.deadline + 3 * GRACE_SECONDS:
-            here.gave_up({0: "the store at MASTER_ADDR does not answer"})
-            os._exit(1)
+            _give_up(here, {0: "does not answer: the store at MASTER_ADDR hangs"})
 
 
 def _watch(here: Room, store: dist.Store, done: threading.Event) -> None:
@@ -247,7 +255,15 @@ def _watch(here: Room, store: dist.Store, done: threading.Event) -> None:
         except RuntimeError:  # the store is gone, and with it the job
             if done.is_set():
                 return
-            late, waited_for = True, {0: "the store at MASTER_ADDR is gone"}
+            late, waited_for = True, {0: "is gone: the store at MASTER_ADDR has ended"}
         if late and not done.is_set():
-            here.gave_up(waited_for)
-            os._exit(1)
+            _give_up(here, waited_for)
+
+
+def _give_up(here: Room, waited_for: dict[int, str]) -> None:
+    told = "; ".join(f"{here.named(rank)} {what}" for rank, what in list(waited_for.items())[:8])
+    print(
+        f"vidtrain: {here.me} gave up at: {here.at}; {told or NOBODY}", file=sys.stderr, flush=True
+    )
+    here.gave_up(waited_for)
+    os._exit(1)

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import os
 import socket
 import struct
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ from vidtrain.health.findings import Finding, Member
 SIOCGIFADDR = 0x8915  # linux/sockios.h
 TORCHRUN_PORT = 29500
 NAME_REMEDY = (
-    "put it into DNS or the hosts file (echo \"ADDRESS $(hostname)\" >> /etc/hosts), or set "
+    'put it into DNS or the hosts file (echo "ADDRESS $(hostname)" >> /etc/hosts), or set '
     "GLOO_SOCKET_IFNAME=eth0 and start torchrun with --local-addr=ADDRESS and, on the first node, "
     "--rdzv-conf=is_host=1"
 )
@@ -111,7 +112,9 @@ def naming(environment: Mapping[str, str], *, me: Member, num_nodes: int) -> Ite
     wanted = environment.get("NCCL_SOCKET_IFNAME", "")
     if wanted and not wanted.startswith("^"):
         exact, names = wanted.startswith("="), wanted.lstrip("=").split(",")
-        if not any(name == n or (not exact and n.startswith(name)) for name in names for n in there):
+        if not any(
+            name == n or (not exact and n.startswith(name)) for name in names for n in there
+        ):
             yield Finding("interface", "fail", f"NCCL_SOCKET_IFNAME={wanted} fits no interface",
                           f"name one of {', '.join(sorted(there))}")  # fmt: skip
     master = environment.get("MASTER_ADDR")
@@ -120,15 +123,21 @@ def naming(environment: Mapping[str, str], *, me: Member, num_nodes: int) -> Ite
 
 
 def connections() -> Iterator[Finding]:
-    """Interfaces with their speed, InfiniBand ports, and the port that torchrun takes."""
+    """Interfaces with their speed, the one that processes talk through first; InfiniBand ports."""
     found = interfaces()
+    address = own_address(os.environ)
+    used = next((i for i in found if i.address == address), None)
+    if used is not None and used.name != "lo":
+        text = f"{used.speed / 1000:g} Gbit/s, " if used.speed else ""
+        yield Finding("link", "ok", f"{text}mtu {used.mtu}", alike="warn")
     words = [
         f"{i.name} {i.address}" + (f" {i.speed / 1000:g} Gbit/s" if i.speed else "")
         + (f" mtu {i.mtu}" if i.mtu else "")
         for i in found
     ]  # fmt: skip
-    yield Finding("network", "ok" if words else "fail", "; ".join(words) or "no interface is up",
-                  "" if words else "ip link set lo up; processes talk through it at least")  # fmt: skip
+    text = "; ".join(words) or "no interface is up"
+    remedy = "" if words else "ip link set lo up: processes talk through it at least"
+    yield Finding("network", "ok" if words else "fail", text, remedy)
     for state in sorted(Path("/sys/class/infiniband").glob("*/ports/*/state")):
         text = state.read_text("ascii").strip()
         rate = (state.parent / "rate").read_text("ascii").strip()

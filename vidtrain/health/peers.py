@@ -105,9 +105,7 @@ def visits(hosts: Mapping[int, tuple[str, int]], token: str, me: Member) -> list
         return list(pool.map(lambda rank: visit(rank, *hosts[rank], token), others))
 
 
-def reached(
-    found: Mapping[int, list[Visit]], members: Mapping[int, Member]
-) -> Iterator[Line]:
+def reached(found: Mapping[int, list[Visit]], members: Mapping[int, Member]) -> Iterator[Line]:
     """Says which nodes are not reached, and which clocks are off.
 
     A node that most others do not reach, or that does not reach most others, is named; of what is
@@ -132,12 +130,17 @@ def reached(
                 yield _apart([members[rank]], f"{members[rank].host} {words} {len(others)} of "
                              f"{len(found) - 1} other nodes: {some}")  # fmt: skip
     for (a, b), error in broken.items():
-        if not {a, b} & bad:
-            pair = [members[a], members[b]]
-            yield _apart(pair, f"{pair[0].host} does not reach {pair[1].host}: {error}")
+        both = (b, a) in broken
+        if {a, b} & bad or (both and b < a):  # said with the node, or with the other way
+            continue
+        pair = [members[a], members[b]]
+        ends = f"{pair[0].host} and {pair[1].host} do not reach each other" if both else (
+            f"{pair[0].host} does not reach {pair[1].host}")  # fmt: skip
+        yield _apart(pair, f"{ends}: {error}")
     good = [v.seconds for seen in found.values() for v in seen if not v.error]
     if not broken and good:
-        text = f"{len(good)} connections between {len(found)} nodes, answers within {1e3 * max(good):.2f} ms"
+        late = f"answers within {1e3 * max(good):.2f} ms"
+        text = f"{len(good)} connections between {len(found)} nodes, {late}"
         yield Line("connections", "ok", text, ranks=tuple(sorted(found)),
                    hosts=tuple(members[rank].host for rank in sorted(found)))  # fmt: skip
     yield from _clocks(found.get(0, []), members)

@@ -8,12 +8,39 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vidtrain.distributed import World
 from vidtrain.training.host_memory import rss
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def doing(text: str, *, main: bool = True) -> Iterator[None]:
+    """Says what takes a while: a spinner on a terminal until it is done, a line elsewhere."""
+    if not main:
+        yield
+    elif console.is_terminal:
+        with console.status(escape(text)):
+            yield
+    else:
+        console.print(f"{text} ...", markup=False)
+        yield
+
+
+def duration(seconds: float) -> str:
+    """Returns a time in the unit that fits it: seconds, minutes, hours or days."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """Returns a number with its noun: 1 clip, 2 clips."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
 
 
 class Meter:

@@ -1,4 +1,4 @@
-"""Measure the input path, against bare decoding and other programs; or a training step."""
+"""Measure the input path, against bare decoding and other programs; a training step; scaling."""
 
 import os
 import platform
@@ -20,6 +20,7 @@ from vidtrain.benchmarking.measuring import BATCH, Section, measure, plan_sectio
 from vidtrain.benchmarking.patterns import PATTERNS, Group, find_groups
 from vidtrain.config import BenchmarkConfig
 from vidtrain.errors import InputError, UsageError, did_you_mean
+from vidtrain.scaling import benchmark_scaling
 from vidtrain.step_benchmark import benchmark_step
 
 PEERS = ("pytorchvideo", "mmaction2")
@@ -41,6 +42,8 @@ def benchmark(config: BenchmarkConfig) -> None:
     """
     if config.what == "step":
         return benchmark_step(config)
+    if config.what == "scaling":
+        return benchmark_scaling(config, _progress)
     _check(config)
     folder = Path(config.output).expanduser()
     with runlog.writing(folder):
@@ -76,8 +79,10 @@ def benchmark(config: BenchmarkConfig) -> None:
 
 def _check(config: BenchmarkConfig) -> None:
     if config.what != "input":
-        raise UsageError(f"what={config.what}: only the input path and a training step can be "
-                         "measured; use what=input or what=step")  # fmt: skip
+        raise UsageError(
+            f"what={config.what}: it must be input (the input path), step (a training step) or "
+            "scaling"
+        )
     for key, known in (("patterns", PATTERNS), ("peers", PEERS)):
         for name in getattr(config, key):
             if name not in known:

@@ -11,6 +11,7 @@ from vidtrain.errors import InputError, UsageError
 from vidtrain.export.formats import FORMATS, replacing
 from vidtrain.export.parity import check, compare, parity_batches
 from vidtrain.export.sidecar import Preprocessing, write_sidecar
+from vidtrain.export.weights import write_weights
 from vidtrain.finished import Finished, open_run
 
 
@@ -22,8 +23,11 @@ def export(config: ExportConfig) -> None:
         InputError: The run or a video cannot be read, or the difference from eager is above
             `tolerance`: then no file is left behind.
     """
+    if config.format == "safetensors":
+        return export_weights(config)
     if config.format not in FORMATS:
-        raise UsageError(f"format={config.format!r} is unknown; use one of {', '.join(FORMATS)}")
+        known = ", ".join((*FORMATS, "safetensors"))
+        raise UsageError(f"format={config.format!r} is unknown; use one of {known}")
     if config.device not in ("auto", "cpu"):
         raise UsageError(f"device={config.device!r}: models are exported on the CPU; leave it out")
     chosen = FORMATS[config.format]
@@ -66,6 +70,23 @@ def export(config: ExportConfig) -> None:
         f"top-1 agreement {parity.top1_agreement:.0%}\n"
         f"written {path} ({path.stat().st_size / 1e6:.1f} MB, free axes: "
         f"{', '.join(exported.dynamic_axes)}) and {sidecar.name}"
+    )
+
+
+def export_weights(config: ExportConfig) -> None:
+    """Writes the weights alone: whole, also where each process had a part of them in training."""
+    with distributed.session("cpu", num_threads=config.num_threads) as world:
+        if not world.is_main:
+            return
+        run = open_run(config, world)
+        path = Path(config.output or run.folder / "export" / "model.safetensors")
+        about = {"run": run.folder.name, "step": run.step, "model": config.model.build,
+                 "class_names": list(run.class_names)}  # fmt: skip
+        with replacing(path) as temporary:
+            count = write_weights(run.model, temporary, about=about)
+    print(
+        f"written {path} ({path.stat().st_size / 1e6:.1f} MB, {count} tensors) from "
+        f"{run.checkpoint}; model.weights={path} starts a training from it"
     )
 
 

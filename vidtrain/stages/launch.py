@@ -1,8 +1,221 @@
 """Start a training on a cluster."""
 
+import dataclasses
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from rich.console import Console
+
+from vidtrain import composing, runlog
+from vidtrain.config import SCHEMAS
 from vidtrain.config_launch import LaunchConfig
+from vidtrain.errors import UsageError, did_you_mean
+from vidtrain.launching import kubernetes, slurm, torchrun
+
+SHARED = {"engine", "command", "dry_run", "nodes", "processes_per_node", "max_restarts",
+          "grace_seconds", "join_seconds"}  # fmt: skip
+SCHEDULED = SHARED | {"gpus_per_node", "cpus_per_process", "memory_gb", "env", "name",
+                      "max_requeues"}  # fmt: skip
+SETTINGS = {
+    "slurm": SCHEDULED | {"partition", "account", "time", "options", "setup", "interface"},
+    "kubernetes": SCHEDULED | {"image", "namespace", "volumes", "shm_gb", "gpu_resource"},
+    "torchrun": SHARED | {"endpoint", "node_rank", "job_id", "local_addr", "interface"},
+}
+HINT = "vidtrain launch ENGINE key=value ... -- train key=value ..."
 
 
 def launch(config: LaunchConfig) -> None:
-    """Writes what an engine takes, and hands it over."""
-    raise NotImplementedError
+    """Looks through the command, writes what the engine takes, and hands it over.
+
+    Raises:
+        UsageError: A setting or the command is wrong.
+        InputError: The engine is not here or refuses; with torchrun, a process failed.
+        Interrupted: With torchrun: a signal came.
+    """
+    check(config)
+    command = Command(config.command[0], config.command[1:])
+    command.compose()
+    name = config.name or command.name
+    if config.engine == "torchrun":
+        on_this_machine(processes(config), config)
+    elif config.engine == "slurm":
+        job = slurm_job(config, name, command.folder.absolute() / "slurm-%j.log")
+        to_slurm(job, config)
+    else:
+        objects = kubernetes.manifests(kubernetes_job(config, name), config.command)
+        to_kubernetes(kubernetes.as_yaml(objects), config)
+
+
+def on_this_machine(job: torchrun.Processes, config: LaunchConfig) -> None:
+    """Runs torchrun, or prints how."""
+    if config.dry_run:
+        print(torchrun.shown(job, config.command))
+    else:
+        torchrun.run(job, config.command)
+
+
+def to_slurm(job: slurm.Job, config: LaunchConfig) -> None:
+    """Submits a batch script, or prints it."""
+    text = slurm.script(job, config.command)
+    if config.dry_run:
+        print(text, end="")
+        return
+    with runlog.writing(job.log.parent):  # Slurm makes no folder for its log
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+    number = slurm.submit(text)
+    tell(
+        f"job {number}: {config.nodes} node(s) of {job.processes} process(es)\n"
+        f"  its state  squeue --job {number}\n"
+        f"  its words  tail -F {str(job.log).replace('%j', number)}\n"
+        f"  stop it    scancel {number}"
+    )
+
+
+def to_kubernetes(text: str, config: LaunchConfig) -> None:
+    """Creates the objects of a YAML file, or prints it."""
+    if config.dry_run:
+        print(text, end="")
+    else:
+        tell(kubernetes.create(text))
+
+
+def tell(text: str) -> None:
+    """Prints beside what belongs to the output."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+
+
+@dataclass
+class Command:
+    """A vidtrain command that is composed here and run elsewhere.
+
+    Attributes:
+        stage: Name of the stage.
+        words: Its overrides.
+        name: Of the run, or else the stage's.
+        folder: That it writes to, as far as it has one.
+        sweep: Set by `composing`.
+        began: Likewise.
+    """
+
+    stage: str
+    words: list[str]
+    name: str = ""
+    folder: Path = Path()
+    sweep: str | None = None
+    began: float = field(default_factory=time.time)
+    failures: list[Exception] = field(default_factory=list)
+
+    def compose(self) -> None:
+        """Composes it as the stage would.
+
+        Raises:
+            UsageError: It would not run.
+        """
+        sources = HydraConfig.get().runtime.config_sources
+        conf = Path(next(source.path for source in sources if source.provider == "main"))
+        GlobalHydra.instance().clear()  # of the composition of the stage `launch`
+        composing.run_hydra(self.stage, self.words, self, conf=conf)
+        if self.failures:
+            raise self.failures[0]
+
+    def __call__(self, cfg: Any) -> None:
+        """Takes name and folder from the composed config."""
+        try:
+            composing.to_objects(cfg)
+            own = str(cfg.get("run") or HydraConfig.get().run.dir)
+            self.folder = Path(own)
+            self.name = str(cfg.get("name") or f"vidtrain-{self.stage}")
+            composing.leave_no_empty_folder(cfg)
+        except Exception as error:  # Hydra would add its own lines to the message
+            self.failures.append(error)
+
+
+def check(config: LaunchConfig) -> None:
+    """Refuses settings that make no sense.
+
+    Raises:
+        UsageError: The message names them.
+    """
+    if config.engine not in SETTINGS:
+        hint = did_you_mean(config.engine, SETTINGS) or f"it is one of {', '.join(SETTINGS)}"
+        raise UsageError(f"engine={config.engine} is not known; {hint}")
+    for key in sorted({f.name for f in dataclasses.fields(config)} - SETTINGS[config.engine]):
+        if getattr(config, key) != getattr(LaunchConfig(), key):
+            owners = [name for name, keys in SETTINGS.items() if key in keys]
+            raise UsageError(
+                f"{key}={getattr(config, key)} is a setting of {' and '.join(owners)}, and says "
+                f"nothing to {config.engine}; leave it out"
+            )
+    if not config.command:
+        raise UsageError(f"what is to be started? {HINT}")
+    stage, words = config.command[0], config.command[1:]
+    known = set(SCHEMAS) - {"launch"}
+    if stage not in known:
+        hint = did_you_mean(stage, known, cutoff=0.5) or f"it is one of {', '.join(sorted(known))}"
+        raise UsageError(f"{stage!r} after -- is not a stage; {hint}")
+    if {"-m", "--multirun"} & set(words):
+        raise UsageError("a sweep submits its own jobs: vidtrain train -m hydra/launcher=slurm ...")
+    least, most = torchrun.num_nodes(config.nodes)
+    if config.engine == "kubernetes" and least != most:
+        raise UsageError(f"nodes={config.nodes}: a TrainJob has a fixed number; give one")
+    if config.engine == "kubernetes" and not config.image:
+        raise UsageError("image must be given: add image=REGISTRY/NAME:TAG (see docs/docker.md)")
+    if config.engine == "torchrun" and most > 1 and config.endpoint is None:
+        raise UsageError(
+            f"nodes={config.nodes} need a place to meet: add endpoint=HOST:29400, the same on all, "
+            "with the name or address of one of them"
+        )
+    for key, low in (("processes_per_node", 1), ("max_restarts", 0), ("grace_seconds", 1),
+                     ("join_seconds", 1), ("gpus_per_node", 0), ("cpus_per_process", 1),
+                     ("memory_gb", 1), ("max_requeues", 0), ("shm_gb", 1),
+                     ("node_rank", 0)):  # fmt: skip
+        value = getattr(config, key)
+        if value is not None and value < low:
+            raise UsageError(f"{key}={value} must be at least {low}")
+
+
+def processes(config: LaunchConfig) -> torchrun.Processes:
+    """Returns what torchrun starts on this machine."""
+    return torchrun.Processes(
+        nodes=config.nodes,
+        processes=config.processes_per_node or torch.cuda.device_count() or 1,
+        max_restarts=config.max_restarts,
+        grace_seconds=config.grace_seconds,
+        join_seconds=config.join_seconds,
+        endpoint=config.endpoint,
+        node_rank=config.node_rank,
+        job_id=config.job_id,
+        local_addr=config.local_addr,
+        interface=config.interface,
+    )
+
+
+def slurm_job(config: LaunchConfig, name: str, log: Path) -> slurm.Job:
+    """Returns what Slurm is asked for."""
+    per_node = config.processes_per_node or config.gpus_per_node or 1
+    return slurm.Job(
+        name=name, log=log, nodes=config.nodes, processes=per_node, gpus=config.gpus_per_node,
+        cpus=per_node * config.cpus_per_process, memory_gb=config.memory_gb,
+        partition=config.partition, account=config.account, time=config.time,
+        grace_seconds=config.grace_seconds, join_seconds=config.join_seconds,
+        max_restarts=config.max_restarts, max_requeues=config.max_requeues,
+        interface=config.interface, options=config.options, setup=config.setup, env=config.env,
+    )  # fmt: skip
+
+
+def kubernetes_job(config: LaunchConfig, name: str) -> kubernetes.Job:
+    """Returns what Kubernetes is asked for."""
+    per_node = config.processes_per_node or config.gpus_per_node or 1
+    return kubernetes.Job(
+        name=name, image=str(config.image), namespace=config.namespace, nodes=int(config.nodes),
+        processes=per_node, gpus=config.gpus_per_node, gpu_resource=config.gpu_resource,
+        cpus=per_node * config.cpus_per_process, memory_gb=config.memory_gb, shm_gb=config.shm_gb,
+        volumes=config.volumes, env=config.env, grace_seconds=config.grace_seconds,
+        join_seconds=config.join_seconds, max_restarts=config.max_restarts,
+        max_failures=config.max_requeues,
+    )  # fmt: skip
