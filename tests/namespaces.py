@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-import pytest
 
 PREFIX = "vidtrain"  # of the names of namespaces
 PORT = 29400
@@ -166,24 +165,25 @@ def why_not() -> str | None:
     return f"no namespaces of processes: {done.stderr.strip()}" if done.returncode else None
 
 
-def torchrun(
-    a: Node, b: Node, node: Node, command: list[str], *, nodes: str = "2", restarts: int = 3
-) -> None:
+def launch(
+    nodes: tuple[Node, Node], node: Node, command: list[str], *, number: str = "2",
+    restarts: int = 3,
+) -> None:  # fmt: skip
     """Starts one node's part of a training of two processes per node.
 
     Args:
-        a: The node that hosts the rendezvous.
-        b: The other.
+        nodes: Both; the first holds the rendezvous.
         node: One of them.
         command: The stage and its overrides.
-        nodes: Number of nodes, or MIN:MAX.
+        number: Number of nodes, or MIN:MAX.
         restarts: Times that processes may be started again.
     """
-    conf = f"is_host={int(node is a)},join_timeout=120,last_call_timeout=20"
+    head = nodes[0]
+    conf = f"is_host={int(node is head)},join_timeout=120,last_call_timeout=20"
     node.start(
-        [sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}", "--nproc-per-node=2",
+        [sys.executable, "-m", "torch.distributed.run", f"--nnodes={number}", "--nproc-per-node=2",
          f"--max-restarts={restarts}", "--rdzv-backend=c10d", "--rdzv-id=job",
-         f"--rdzv-endpoint={a.address}:{PORT}", f"--local-addr={node.address}",
+         f"--rdzv-endpoint={head.address}:{PORT}", f"--local-addr={node.address}",
          f"--rdzv-conf={conf}", "-m", "vidtrain", *command],
         TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1", GLOO_SOCKET_IFNAME=node.device,
     )  # fmt: skip

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import torchrun
+from conftest import CLASSES, noise, torchrun, write_video
 
 Cli = Callable[..., int]
 pytestmark = pytest.mark.dist
@@ -78,3 +78,35 @@ def test_the_error_of_another_rank_is_not_lost(
         line.startswith("vidtrain: rank 1: ") and victim.name in line
         for line in done.stderr.splitlines()
     ), done.stderr
+
+
+@pytest.mark.slow
+def test_101_videos_count_once_on_1_to_8_ranks(
+    cli: Cli, small_run: tuple[str, ...], tmp_path: Path
+) -> None:
+    """101 is prime: no number of processes divides it, and padding would change the counts."""
+    assert cli("train", *small_run, "train.max_steps=1") == 0
+    root = tmp_path / "many"
+    for index in range(101):
+        label = index % 3
+        video = root / "val" / CLASSES[label] / f"{index:03d}.mp4"
+        write_video(video, noise(index, 50 + 60 * label, 8 + index % 5))
+        if index < 3:
+            write_video(root / "train" / CLASSES[label] / "a.mp4", noise(index, 90, 8))
+    found = []
+    for ranks in (1, 2, 3, 4, 8):
+        views = ("run=runs/small", f"data.root={root}", "eval.num_clips=3", "eval.batch_size=7")
+        if ranks == 1:
+            assert cli("eval", *views) == 0
+        else:
+            done = torchrun(ranks, "eval", *views, cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+        folder = tmp_path / "runs/small/eval"
+        found.append(
+            [(folder / name).read_text() for name in ("results.json", "predictions.jsonl")]
+        )
+    figures = json.loads(found[0][0])
+    assert (figures["num_videos"], figures["num_views"]) == (101, 303)
+    names = [json.loads(line)["id"] for line in found[0][1].splitlines()]
+    assert len(set(names)) == len(names) == 101
+    assert all(other == found[0] for other in found[1:])

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
-from conftest import REPO
+from conftest import REPO, TINY
 
 pytestmark = pytest.mark.dist
 Start = Callable[..., subprocess.Popen[str]]
@@ -85,16 +85,17 @@ def wait_for(port: int, key: str, value: str = "") -> None:
     raise AssertionError(f"{key} was never {value}")
 
 
-def test_torchrun_two_ranks(tmp_path: Path) -> None:
+def test_torchrun_two_ranks(class_folders: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-         "-m", "vidtrain", "doctor", *QUICK],
+         "-m", "vidtrain", "doctor", *QUICK, *TINY, "data=folder", f"data.root={class_folders}",
+         "train.batch_size=4"],
         cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["world_size"] == 2 and found["ok"]
-    for subject in ("vidtrain", "package torch", "shared run folder", "open files"):
+    for subject in ("vidtrain", "package torch", "shared run folder", "same data", "dry step"):
         (row,) = rows(found, subject)
         assert row["verdict"] == "ok" and row["ranks"] == [0, 1], "the same on all is one line"
     (row,) = found["measured"]["all_reduce"]

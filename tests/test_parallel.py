@@ -92,6 +92,27 @@ def test_fsdp_learns_as_ddp_does(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("option", "tolerance"),
+    [
+        ("parallel.find_unused=true", 1e-6),
+        ("parallel.static_graph=true", 1e-6),
+        ("parallel.bucket_mb=0.01", 1e-6),
+        ("parallel.compress=bf16", 0.02),
+    ],
+)
+def test_options_of_ddp_change_no_loss(
+    cli: Cli, small_run: tuple[str, ...], tmp_path: Path, option: str, tolerance: float
+) -> None:
+    settings = (*small_run, *MICRO, "train.max_steps=4")
+    assert cli("train", *settings, "name=one") == 0
+    trained(2, *settings, option, "name=two", cwd=tmp_path)
+    one, two = losses(tmp_path / "runs/one"), losses(tmp_path / "runs/two")
+    assert two == pytest.approx(one, rel=tolerance)
+    assert "bf16" not in option or two != pytest.approx(one, rel=1e-6), "it rounds"
+
+
+@pytest.mark.slow
 def test_a_sharded_checkpoint_is_read_by_any_number_of_processes(
     cli: Cli, small_run: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -118,8 +118,8 @@ def find_accumulate(config: TrainConfig, world: World, *, memory: int | None = N
         least = min(sizes)
         raise UsageError(
             f"train.accumulate=auto: not even micro-batches of {counted(least, 'clip')} fit, "
-            f"which take {_amount(tried[least])}; use model.checkpointing=true, precision=bf16, a smaller "
-            "model.input.crop_size or model.input.num_frames, or a smaller train.batch_size"
+            f"which take {_amount(tried[least])}; use model.checkpointing=true, precision=bf16, a "
+            "smaller model.input.crop_size or model.input.num_frames, or a smaller train.batch_size"
         )
     accumulate = config.train.batch_size // (best * world.size)
     if world.is_main:

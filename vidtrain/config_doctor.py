@@ -11,8 +11,8 @@ class DoctorConfig(TrainConfig):
 
     Attributes:
         json: Print JSON instead of a table (also --json).
-        dry_step: Take a training step on generated clips; null: if a setting of a training is on
-            the command line.
+        dry_step: Take a training step on generated clips; null: if a setting of a training
+            other than of its data is on the command line.
         limit_seconds: Time that a process has for each part of the examination before it is named
             as not answering; the dry step has ten times as long.
         sizes_mb: Sizes of the sums over all processes that are timed, MB.

@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig
 
 from vidtrain import batch_finder, build, composing, distributed, runlog, sizes, strict
+from vidtrain.checkpoint import flat
 from vidtrain.config_train import TrainConfig
 from vidtrain.data.augment import to_input
 from vidtrain.data.generated import noise
@@ -18,6 +19,7 @@ from vidtrain.data.multigrid import Shape
 from vidtrain.data.plan import Plan
 from vidtrain.distributed import World
 from vidtrain.models import counting, memory
+from vidtrain.parallel.shards import whole
 from vidtrain.parts import Parts, build_parts, last_step, validation
 from vidtrain.report.terminal import counted, doing, duration
 from vidtrain.resuming import save
@@ -53,15 +55,14 @@ def dry_run(config: TrainConfig) -> None:
             parts = build_parts(config, world)
             strict.refuse(config, parts, world)
             parts.network = build.replicated(config, parts.model, world)
-        found = {"classes": counted_data[0], "videos": counted_data[1],
-                 "held_out": counted_data[2]}  # fmt: skip
-        for name, text, measure in (
-            ("steps", "warming up, and timing training steps on generated clips", steps),
-            ("evaluation", "timing an evaluation", evaluation),
-            ("checkpoint", "writing a checkpoint", checkpoint_size),
-        ):
-            with doing(f"dry run: {text}", main=world.is_main):
-                found[name] = measure(parts, config, world)
+        found: dict[str, Any] = dict(zip(("classes", "videos", "held_out"), counted_data,
+                                         strict=True))  # fmt: skip
+        with doing("dry run: warming up, and timing training steps", main=world.is_main):
+            found["steps"] = steps(parts, config, world)
+        with doing("dry run: timing an evaluation", main=world.is_main):
+            found["evaluation"] = evaluation(parts, config, world)
+        with doing("dry run: writing a checkpoint", main=world.is_main):
+            found["checkpoint"] = checkpoint_size(parts, config, world)
         with doing("dry run: counting operations and memory", main=world.is_main):
             found["gmacs"] = gmacs(config, counted_data[0]) if world.is_main else None
             cuda = world.device.type == "cuda"
@@ -111,7 +112,11 @@ def evaluation(parts: Parts, config: TrainConfig, world: World) -> float:
     size = inputs.eval_crop_size
     clips = noise((views, inputs.num_frames, size, size, 3), seed=config.seed).to(world.device)
     parts.model.eval()
-    with torch.inference_mode(), parts.precision.autocast():
+    with (
+        whole(parts.model, reshard=config.parallel.reshard),
+        torch.inference_mode(),
+        parts.precision.autocast(),
+    ):
         for _ in range(2):
             began = time.perf_counter()
             parts.model(to_input(clips, mean=inputs.mean, std=inputs.std)).float().cpu()
@@ -121,7 +126,16 @@ def evaluation(parts: Parts, config: TrainConfig, world: World) -> float:
 
 
 def checkpoint_size(parts: Parts, config: TrainConfig, world: World) -> int:
-    """Returns the bytes of a checkpoint, written for this and removed."""
+    """Returns the bytes of a checkpoint, written for this and removed.
+
+    Weights that processes share are counted only: a temporary folder is no place that all see.
+    """
+    if parts.sharded:
+        average = parts.average.state_dict() if parts.average is not None else {}
+        kept = {"model": parts.model.state_dict(), "average": average,
+                "optimizer": parts.optimizer.state_dict()["state"]}  # fmt: skip
+        return sum(value.numel() * value.element_size() for value in flat(kept).values()
+                   if isinstance(value, torch.Tensor))  # fmt: skip
     if not world.is_main:
         return 0
     with (
@@ -174,10 +188,12 @@ def told(parts: Parts, config: TrainConfig, world: World, found: dict[str, Any])
         *([memory.graph_breaks()] if config.model.compile else []),
     ]
     training, validating = times(parts, config, world, found)
-    total = counted(last_step(parts, config), "step")
+    total, of = last_step(parts, config), counted(config.train.epochs, "epoch")
+    if total < plan.total_steps:
+        of = f"train.max_steps, of {plan.total_steps} in {of}"
     return [*lines, (
-        f"the whole training on this machine: {duration(training)} for {total} "
-        f"({counted(config.train.epochs, 'epoch')}), {duration(validating)} of validation, "
+        f"the whole training on this machine: {duration(training)} for {counted(total, 'step')} "
+        f"({of}), {duration(validating)} of validation, "
         "reading not counted"
     )]  # fmt: skip
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
-from vidtrain import provenance, runlog
+from vidtrain import distributed, provenance, runlog
 from vidtrain.config_train import TrainConfig
 from vidtrain.data.augment import to_pixels
 from vidtrain.data.clip_samplers import describe
@@ -32,8 +32,11 @@ def introduce(parts: Parts, config: TrainConfig, log: RunLog, world: World) -> N
         f"{config.model.name}: {size:.2f} M parameters, {inputs.num_frames} frames x "
         f"{inputs.sampling_rate} @ {inputs.crop_size}. {config.data.name}: {plan.num_videos} train "
         f"and {len(parts.val.views.videos.videos)} val videos, {len(parts.class_names)} classes. "
-        f"{world.size} x {world.device}, {config.precision.dtype}"
+        f"{world.size} x {world.device}{f' ({config.parallel.kind})' * (world.size > 1)}, "
+        f"{config.precision.dtype}"
     )
+    if advice := distributed.restart_advice():
+        log.say(advice)
     chosen = {
         "task": config.task, "optimizer": config.optimizer, "schedule": config.schedule,
         "average": config.average, "mix": config.mix, "augment": config.augment,

@@ -156,8 +156,8 @@ def assumptions(step: Step, network: Network, place: Place, *, given: bool) -> l
     lines = [
         "step = computing + waiting for the slowest + exchange that the backward pass does not "
         f"cover; computing {step.seconds:.4g} s, {where}",
-        f"exchange of {size:.3g} MB in {len(step.buckets)} bucket(s), one after the other, each from "
-        f"when its gradients were there; the backward pass is {step.backward:.0%} of a step",
+        f"exchange of {size:.3g} MB in {len(step.buckets)} bucket(s), one after the other, each "
+        f"from when its gradients were there; the backward pass is {step.backward:.0%} of a step",
         f"all-reduce: ring among {network.gpus_per_node} GPUs of a node at "
         f"{network.node_bandwidth * 8e-9:g} Gbit/s each, {network.node_latency * 1e6:g} us a hop; "
         f"then ring or tree, the faster, between nodes of {network.bandwidth * 8e-9:g} Gbit/s, "

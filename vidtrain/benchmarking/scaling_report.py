@@ -186,7 +186,7 @@ def draw(found: Found, path: Path) -> None:
     high = [100 * one.efficiency for one in found.predictions]
     gpus = "GPUs" if found.place.device == "cuda" or found.given else "such processes"
     axes.fill_between(at, low, high, color=ORANGE, alpha=0.2, linewidth=0,
-                      label="predicted, the exchange covered less")  # fmt: skip
+                      label="the same, down to: no exchange covered")  # fmt: skip
     axes.plot(at, high, "--o", color=ORANGE, label=f"predicted for {gpus}, not measured")
     axes.set_xscale("log", base=2)
     ticks = sorted({each.processes for each in found.measured} | {*at} | {*REFERENCE})

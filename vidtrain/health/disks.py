@@ -23,7 +23,7 @@ PREFIX = ".vidtrain-doctor-"
 def existing(folder: Path) -> Path:
     """Returns the folder, or the nearest one above it that is there."""
     folder = folder.absolute()
-    return next(path for path in (folder, *folder.parents) if path.exists())
+    return next(path for path in (folder, *folder.parents) if os.path.exists(path))
 
 
 def writing(runs: Path) -> Iterator[Finding]:
@@ -50,8 +50,8 @@ def writing(runs: Path) -> Iterator[Finding]:
 
 def reading(root: Path) -> Iterator[Finding]:
     """The folder of the data: whether it is there, and how fast its files are read."""
-    if not root.is_dir():
-        there = "is not there" if not root.exists() else "is not a folder"
+    if not os.path.isdir(root):
+        there = "is a file" if os.path.exists(root) else "is not there, or not for this user"
         yield Finding("data folder", "fail", f"{root} {there}", "mount it, or correct data.root=")
         return
     files = list(islice(_files(root), READ_FILES))

@@ -62,6 +62,7 @@ class Room:
         deadline: When this process gives up, of time.monotonic; None: never.
         gave_up: Called in a thread of its own when the deadline has passed, with what each process
             that keeps the others waiting does, by rank; the process ends thereafter.
+        told: Called with the name of each part that begins, for a person to see.
         members: All processes that are there, by rank.
     """
 
@@ -71,6 +72,7 @@ class Room:
     at: str = "start"
     deadline: float | None = None
     gave_up: Callable[[dict[int, str]], None] = lambda _: None
+    told: Callable[[str], None] = lambda _: None
     members: dict[int, Member] = field(default_factory=dict)
 
     def begin(self, name: str, seconds: float | None = None) -> None:
@@ -79,7 +81,13 @@ class Room:
         self.deadline = time.monotonic() + (seconds or self.limit) + GRACE_SECONDS
         if self.me.rank:
             self.deadline += GRACE_SECONDS
-        self.say("at", self.at)
+        self.say("at", name)
+        self.told(name)
+
+    @property
+    def late(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.deadline is not None and time.monotonic() > self.deadline
 
     def say(self, topic: str, value: Any) -> None:
         """Says something, plain JSON values, to all."""
@@ -250,8 +258,9 @@ def _watch(here: Room, store: dist.Store, done: threading.Event) -> None:
     while not done.wait(BEAT_SECONDS):
         try:
             store.set(f"beat/{here.me.rank}", str(count := count + 1))
-            late = here.deadline is not None and time.monotonic() > here.deadline
+            late = here.late
             waited_for = here.excuses(store=store) if late else {}
+            late = late and here.late  # it may have gone on meanwhile
         except RuntimeError:  # the store is gone, and with it the job
             if done.is_set():
                 return

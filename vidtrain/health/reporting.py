@@ -25,12 +25,14 @@ class Report:
         found: What each process found, by rank.
         lines: What follows from the comparison of processes.
         measured: The figures behind those lines, for scripts.
+        token: The file that is there for the others to see, while it is.
     """
 
     members: dict[int, Member]
     found: dict[int, list[Finding]] = field(default_factory=dict)
     lines: list[Line] = field(default_factory=list)
     measured: dict[str, Any] = field(default_factory=dict)
+    token: tuple[int, str, str] | None = None
 
     def add(self, answers: dict[int, Any]) -> None:
         """Adds findings of processes, by rank, as they come from the store."""

@@ -33,14 +33,14 @@ Tensors = dict[str, torch.Tensor]
 
 
 def write(
-    tensors: Tensors, folder: Path, group: dist.ProcessGroup, *, background: bool
+    tensors: Tensors, folder: Path, group: dist.ProcessGroup | None, *, background: bool
 ) -> Callable[[], None]:
     """Writes the tensors of all processes; to be called by all of them.
 
     Args:
         tensors: By name, the same names everywhere. They may change when this has returned.
         folder: Where the files go; all processes see it.
-        group: Processes that no other call uses at the same time, with gloo.
+        group: Processes that no other call uses at the same time, with gloo; None: this one alone.
         background: Return when the tensors are copied, and write behind the caller's back.
 
     Returns:

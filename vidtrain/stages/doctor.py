@@ -2,14 +2,17 @@
 
 import dataclasses
 import os
+import re
 import secrets
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from vidtrain import batch_finder, build, distributed, provenance, strict
 from vidtrain import dry_run as trying
@@ -25,9 +28,9 @@ from vidtrain.parts import build_parts
 from vidtrain.training.host_memory import peak_rss, rss
 from vidtrain.trials import counts, without_data
 
-# Settings that do not make it the examination of a training.
-OWN = {"runs", "name", "device", "num_threads", "json", "dry_step", "limit_seconds", "sizes_mb",
-       "min_gbps"}  # fmt: skip
+# Settings that by themselves do not make it the examination of a training.
+OWN = {"runs", "name", "data", "device", "num_threads", "json", "dry_step", "limit_seconds",
+       "sizes_mb", "min_gbps"}  # fmt: skip
 # Where these fail, no process group can be formed.
 GROUND = {"answer", "device", "host name", "interface", "connections"}
 GIB = 2**30
@@ -46,12 +49,13 @@ def doctor(config: DoctorConfig) -> None:
     with meeting.room(me, config.limit_seconds) as room:
         report = Report(room.members)
         room.gave_up = partial(stuck, config, room, report)
-        own = [dataclasses.asdict(finding) for finding in examine(config, room)]
-        collect(room, report, "own", own)
-        if agreed(room, report, "own"):
-            between_nodes(config, room, report)
-        if agreed(room, report, "nodes"):
-            in_a_group(config, room, report)
+        with progress(room):
+            own = [dataclasses.asdict(finding) for finding in examine(config, room)]
+            collect(room, report, "own", own)
+            if agreed(room, report, "own"):
+                between_nodes(config, room, report)
+            if agreed(room, report, "nodes"):
+                in_a_group(config, room, report)
         room.say("failed", report.failed())
         failed = report.failed() if me.rank == 0 else room.await_rank_0("failed")
         if me.rank == 0:
@@ -61,6 +65,17 @@ def doctor(config: DoctorConfig) -> None:
     if failed:
         few = "1 check" if len(failed) == 1 else f"{len(failed)} checks"
         raise InputError(f"{few} failed: {', '.join(failed)}; see the table")
+
+
+@contextmanager
+def progress(room: Room) -> Iterator[None]:
+    """Shows on a terminal what rank 0 is at."""
+    if room.me.rank:
+        yield
+        return
+    with Console(stderr=True).status("start") as status:
+        room.told = lambda name: status.update(f"{name} …")
+        yield
 
 
 def check(config: DoctorConfig) -> None:
@@ -158,6 +173,7 @@ def stuck(config: DoctorConfig, room: Room, report: Report, waited_for: dict[int
     if not waited_for:
         remedy = "a firewall or a broken link; NCCL_DEBUG=INFO says more"
         report.lines.append(Line("answer", "fail", f"{room.at}: {meeting.NOBODY}", remedy))
+    disks.remove_token(Path(config.runs), report.token)
     show(report, as_json=config.json)
 
 
@@ -166,7 +182,7 @@ def between_nodes(config: DoctorConfig, room: Room, report: Report) -> None:
     me, runs = room.me, Path(config.runs)
     if me.size == 1:
         return
-    token = disks.put_token(runs) if me.rank == 0 else None
+    token = report.token = disks.put_token(runs) if me.rank == 0 else None
     try:
         if me.rank == 0:
             room.say("token", [token, secrets.token_hex(16)])
@@ -249,7 +265,7 @@ def wants_step(config: DoctorConfig) -> bool:
     """Returns whether a training step is asked for."""
     if config.dry_step is not None:
         return config.dry_step
-    return any(word.lstrip("+~").split("=")[0] not in OWN for word in config.given)
+    return any(re.split(r"[.=@]", word.lstrip("+~"))[0] not in OWN for word in config.given)
 
 
 def dry_step(config: DoctorConfig, world: World, room: Room) -> Iterator[Finding]:
