@@ -189,7 +189,7 @@ def launch(
     )  # fmt: skip
 
 
-def until(happened: Callable[[], bool], what: str, *, seconds: float = 180) -> float:
+def until(happened: Callable[[], bool], what: str, *, seconds: float = 600) -> float:
     """Waits until something has happened, and returns how many seconds that took.
 
     Raises:

@@ -35,6 +35,7 @@ def subjects(found: Any, verdict: str = "") -> set[str]:
     return {row["subject"] for row in rows if verdict in ("", row["verdict"])}
 
 
+@pytest.mark.slow
 def test_one_machine_with_its_data_and_a_step(
     cli: Cli, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

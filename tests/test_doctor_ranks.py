@@ -72,16 +72,18 @@ def wait_for(port: int, key: str, value: str = "") -> None:
     """Returns when a rank has said this to the others."""
     end = time.monotonic() + 200
     while time.monotonic() < end:
-        try:
-            client = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False,
-                                   timeout=timedelta(seconds=5))  # fmt: skip
-        except RuntimeError:
-            continue
-        store = dist.PrefixStore("vidtrain_doctor", client)
-        while time.monotonic() < end:
-            if store.check([key]) and value in store.get(key).decode():
-                return
-            time.sleep(0.05)
+        try:  # a store's client that is refused tries again after seconds only
+            socket.create_connection(("127.0.0.1", port)).close()
+            break
+        except OSError:
+            time.sleep(0.02)
+    client = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False,
+                           timeout=timedelta(seconds=60))  # fmt: skip
+    store = dist.PrefixStore("vidtrain_doctor", client)
+    while time.monotonic() < end:
+        if store.check([key]) and value in store.get(key).decode():
+            return
+        time.sleep(0.02)
     raise AssertionError(f"{key} was never {value}")
 
 
@@ -141,7 +143,7 @@ def test_what_differs_on_one_rank_of_four_is_named(start: Start, tmp_path: Path)
 def test_a_rank_that_is_stopped_before_it_answers_is_named(start: Start) -> None:
     port = free_port()
     ranks = [start(rank, 3, port, "limit_seconds=25") for rank in range(3)]
-    wait_for(port, "beat/2")
+    wait_for(port, "hello/2")
     os.kill(ranks[2].pid, signal.SIGSTOP)
     found, errors, codes = ends(ranks[:2])
     assert codes == [1, 1], errors
@@ -178,7 +180,7 @@ def test_a_rank_that_never_comes_is_named(start: Start) -> None:
 def test_the_others_name_rank_0(start: Start) -> None:
     port = free_port()
     ranks = [start(rank, 2, port, "limit_seconds=8") for rank in range(2)]
-    wait_for(port, "at/1", "waiting for rank 0 (go after own)")
+    wait_for(port, "hello/1")
     os.kill(ranks[0].pid, signal.SIGSTOP)  # the store is its, too
     _, error = ranks[1].communicate(timeout=280)
     assert ranks[1].returncode == 1

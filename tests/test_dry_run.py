@@ -149,7 +149,7 @@ def test_what_is_one_is_said_as_one(
 def test_processes_that_share_the_weights_try_them_together(
     absent: tuple[str, ...], tmp_path: Path
 ) -> None:
-    done = torchrun(2, "train", *absent, "parallel=fsdp", "average=ema", cwd=tmp_path)
+    done = torchrun(2, "train", *absent, "parallel=fsdp", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "(1 x 2 micro-batches of 4 clips)" in done.stderr
     assert float(re.findall(r"checkpoint ([\d.]+) MB", done.stderr)[0]) > 0

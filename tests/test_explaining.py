@@ -45,5 +45,5 @@ def test_the_answer_is_a_setting_of_what_was_chosen(
 
 
 def test_a_model_of_ones_own_is_known_too(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli("train", *TINY, "model.build.widht=3") == 2
+    assert cli("train", *TINY, "model.build.wdth=3") == 2
     assert "did you mean model.build.width?" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Where a training's figures go: its own files, TensorBoard, and the two services if installed."""
 
 import csv
+import importlib
 import json
 import os
 import subprocess
@@ -15,9 +16,9 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vidtrain import sinks
+from vidtrain import services, sinks
 from vidtrain.config_train import LogConfig
-from vidtrain.errors import Interrupted, UsageError
+from vidtrain.errors import UsageError
 from vidtrain.report.clip_pictures import plot_filmstrips, worst_errors
 from vidtrain.report.figures import as_csv, best_figures
 from vidtrain.runlog import RunLog
@@ -94,6 +95,22 @@ def test_hyper_parameters_stand_beside_the_figures_of_the_same_run(tmp_path: Pat
     assert found.Scalars("best/top1")[0].value == pytest.approx(0.53)
 
 
+def test_the_settings_of_a_run_that_is_killed_are_known(tmp_path: Path) -> None:
+    code = f"""
+log = RunLog(Path({str(tmp_path)!r}), LogConfig(to=["tensorboard"]), main=True, start_step=0)
+log.open(SETTINGS)
+os._exit(9)
+"""
+    assert in_a_process(code).returncode == 9
+    found = board(tmp_path).PluginTagToContent("hparams")
+    assert b"optimizer.lr" in found["_hparams_/session_start_info"]
+    assert "_hparams_/experiment" not in found, "it would fix that there are no figures"
+    log_some(tmp_path, ["tensorboard"])  # the same command again
+    found = board(tmp_path).PluginTagToContent("hparams")
+    assert b"best/top1" in found["_hparams_/experiment"]
+    assert "_hparams_/session_end_info" in found
+
+
 def test_a_resumed_run_forgets_what_came_after(tmp_path: Path) -> None:
     log_some(tmp_path, ["tensorboard"], steps=4)
     log_some(tmp_path, ["tensorboard"], start=2, steps=1)
@@ -138,6 +155,32 @@ def test_a_package_that_is_missing_is_named_with_its_remedy(
     monkeypatch.delitem(sys.modules, name, raising=False)
     with pytest.raises(UsageError, match=rf"not installed: pip install 'vidtrain\[{name}\]'"):
         sinks.check(LogConfig(to=["tensorboard", name]))
+
+
+@pytest.mark.parametrize("name", sinks.EXTRAS)
+def test_a_plain_folder_of_its_name_is_no_package(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).mkdir()  # as a run of W&B leaves behind
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    with pytest.raises(UsageError, match="not installed"):
+        sinks.check(LogConfig(to=[name]))
+    (tmp_path / name / "__init__.py").touch()
+    importlib.invalidate_caches()
+    sinks.check(LogConfig(to=[name]))
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("runs/one", "one"), ("runs/rates/lr=1e-3", "rates/lr=1e-3"), ("else/where", "where"),
+     ("runs", "runs")],
+)  # fmt: skip
+def test_a_run_is_named_as_its_folder_in_a_sweep_with_that_of_the_sweep(
+    folder: str, name: str, tmp_path: Path
+) -> None:
+    settings = {"runs": str(tmp_path / "runs")}
+    assert services.name_of(services.Opening(tmp_path / folder, settings, 0, None, print)) == name
 
 
 def scores(*rows: tuple[str, int, list[float]]) -> list[Scores]:
@@ -199,8 +242,8 @@ def test_the_table_has_a_line_per_step_and_a_column_per_figure() -> None:
 
 
 def test_no_password_of_an_address_is_shown() -> None:
-    assert sinks.address("https://me:word@host:80/a") == "https://host:80/a"
-    assert sinks.address("sqlite:////tmp/mlflow.db") == "sqlite:////tmp/mlflow.db"
+    assert services.address("https://me:word@host:80/a") == "https://host:80/a"
+    assert services.address("sqlite:////tmp/mlflow.db") == "sqlite:////tmp/mlflow.db"
 
 
 def in_a_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -209,64 +252,3 @@ def in_a_process(code: str, **environment: str) -> subprocess.CompletedProcess[s
         [sys.executable, "-c", f"from pathlib import Path\nfrom test_logging import *\n{code}"],
         env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-
-
-@pytest.mark.slow
-def test_weights_and_biases_goes_on_in_the_same_run(tmp_path: Path) -> None:
-    pytest.importorskip("wandb", reason="pip install 'vidtrain[wandb]'")
-    run = tmp_path / "run"
-    for arguments in ("['tensorboard', 'wandb'], steps=4", "['wandb'], start=2"):
-        done = in_a_process(f"log_some(Path({str(run)!r}), {arguments})", WANDB_MODE="offline")
-        assert done.returncode == 0, done.stderr
-        assert "WARNING" not in done.stderr
-    name = json.loads((run / "tracking.json").read_text())["wandb"]
-    parts = sorted((run / "wandb").glob("offline-run-*"))
-    assert len(parts) == 2 and all(part.name.endswith(f"-{name}") for part in parts)
-    for part in parts:
-        (content,) = (file.read_bytes() for file in part.glob("*.wandb"))
-        for word in (b"train/loss", b"speed/clips_per_second", b"best/top1", b"optimizer"):
-            assert word in content
-        assert list(part.glob("files/media/images/inputs*.png"))
-
-
-@pytest.mark.slow
-def test_weights_and_biases_without_a_login_says_what_to_do(tmp_path: Path) -> None:
-    pytest.importorskip("wandb", reason="pip install 'vidtrain[wandb]'")
-    done = in_a_process(
-        f"log_some(Path({str(tmp_path)!r}), ['wandb'])",
-        WANDB_MODE="online", HOME=str(tmp_path), NETRC="/nowhere", WANDB_API_KEY="",
-    )  # fmt: skip
-    assert "UsageError: log.to=wandb: Weights & Biases says: No API key" in done.stderr
-    assert "run `wandb login`, or set WANDB_MODE=offline" in done.stderr
-
-
-def stopped(folder: Path) -> None:
-    """A training that a signal stops after its first step."""
-    log = RunLog(folder, LogConfig(to=["mlflow"]), main=True, start_step=0)
-    with closing(log):
-        log.open(SETTINGS)
-        log.at(1, 0.1)
-        log.row("train", loss=1.0)
-        raise Interrupted(15, "stopped", saved=True)
-
-
-@pytest.mark.slow
-def test_mlflow_goes_on_in_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mlflow = pytest.importorskip("mlflow", reason="pip install 'vidtrain[mlflow]'")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    with pytest.raises(Interrupted):
-        stopped(tmp_path / "run")
-    name = json.loads((tmp_path / "run/tracking.json").read_text())["mlflow"]
-    client = mlflow.MlflowClient()
-    assert client.get_run(name).info.status == "KILLED"
-    log_some(tmp_path / "run", ["mlflow"], start=1)
-    found = client.get_run(name)
-    assert found.info.status == "FINISHED" and found.info.run_name == "run"
-    assert found.data.params["optimizer.lr"] == "0.1" and found.data.params["data.name"] == "folder"
-    assert found.data.metrics["best/top1"] == 0.54
-    assert [each.step for each in client.get_metric_history(name, "train/loss")] == [1, 2, 3, 4]
-    assert "config.txt" in {file.path for file in client.list_artifacts(name)}
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
-    with pytest.raises(ValueError, match=f"its run {name} is named in tracking.json"):
-        log_some(tmp_path / "run", ["mlflow"], start=1)

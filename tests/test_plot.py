@@ -11,6 +11,7 @@ from PIL import Image
 
 from vidtrain.errors import InputError
 from vidtrain.report.run_plots import smoothed
+from vidtrain.run_folders import here_are
 from vidtrain.stages.plot import found_runs, named
 
 
@@ -51,6 +52,21 @@ def test_runs_are_drawn_and_listed(
     orange, blue = (np.array([213, 94, 0]), np.array([0, 114, 178]))  # of the second run, the first
     assert (both == orange).all(2).sum() > 300 > (alone == orange).all(2).sum()
     assert (alone == blue).all(2).sum() > 300
+
+
+@pytest.mark.parametrize("other", [0.5, 0.45])
+def test_averaged_and_plain_weights_validated_once_are_two_marks(
+    other: float, cli: Callable[..., int], tmp_path: Path
+) -> None:
+    rows = (write_run(tmp_path / "one", num_steps=20) / "metrics.jsonl").read_text()
+    assert cli("plot", "one", "output=alone.png") == 0
+    val = json.loads(rows.splitlines()[-1])
+    raw = json.dumps(val | {"kind": "val_raw", "top1": other})
+    (tmp_path / "one/metrics.jsonl").write_text(f"{rows}{raw}\n")
+    assert cli("plot", "one", "output=both.png") == 0
+    top = [pixels(name)[:480].astype(int) for name in ("alone.png", "both.png")]
+    blue = [(picture[..., 2] - picture[..., 0] > 60).sum() for picture in top]
+    assert blue[1] > blue[0] + 60, "a ring around each of the two dots"
 
 
 @pytest.mark.parametrize("option", ["x=epoch", "smoothing=0", "log=true", "metric=loss"])
@@ -124,6 +140,36 @@ def test_what_is_wrong_is_said(
     assert cli("plot", *words) == code
     assert said in capsys.readouterr().err
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_the_runs_that_are_there_are_named_the_most_alike_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert here_are("runs/nix") == "" == here_are()
+    for name in (*(f"a{number}" for number in range(8)), "nxi", "sweep/lr=1"):
+        write_run(tmp_path / "runs" / name)
+    (tmp_path / "runs/notes").mkdir()
+    assert here_are("runs/nix").startswith("; here are runs/nxi, runs/")
+    assert here_are("runs/sweep/lr=2").startswith("; here are runs/sweep/lr=1, runs/")
+    assert here_are().endswith(" and 2 more") and here_are().count("runs/") == 8
+    write_run(tmp_path / "elsewhere/mine")
+    assert here_are("elsewhere/mien").startswith("; here are elsewhere/mine, runs/")
+
+
+@pytest.mark.parametrize("command", [("repro",), ("plot",), ("repro", "runs/one")])
+def test_a_run_that_is_not_there_is_answered_with_those_that_are(
+    command: tuple[str, ...], cli: Callable[..., int], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for name in ("one", "nixe"):
+        folder = write_run(tmp_path / "runs" / name)
+        (folder / "config.yaml").write_text("{}")
+        (folder / "run.json").write_text("{}")
+    assert cli(*command, "runs/nix") == 1
+    assert "runs/nix; here are runs/nixe, runs/one" in capsys.readouterr().err.replace(
+        " is not a run folder: there is no runs/nix/config.yaml", ""
+    )
 
 
 def test_runs_without_any_figure_are_an_error(tmp_path: Path, cli: Callable[..., int]) -> None:

@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vidtrain.report.plots import plot_clip_grid, plot_confusion, plot_curves
+from vidtrain.report.plots import (
+    broken_label,
+    cut_middle,
+    plot_clip_grid,
+    plot_confusion,
+    plot_curves,
+)
 
 
 def rows(*, num_steps: int, num_epochs: int, top5: bool = True, scale: float = 1.0) -> list[dict]:
@@ -54,6 +60,48 @@ def test_curves_show_the_metrics(metrics, other, tmp_path):
     shown = pixels(tmp_path / "a.png")
     assert not np.array_equal(shown, pixels(tmp_path / "b.png"))
     np.testing.assert_array_equal(shown, pixels(tmp_path / "again.png"))
+
+
+def columns_of(picture, colour, *, right):
+    """Columns of a colour in a half of a picture, as shares of the half's width."""
+    half = picture[:, picture.shape[1] // 2 :] if right else picture[:, : picture.shape[1] // 2]
+    return np.nonzero((half == colour).all(2))[1] / half.shape[1]
+
+
+def test_a_single_validation_stands_at_its_epoch_and_not_in_the_middle(tmp_path):
+    plot_curves(rows(num_steps=30, num_epochs=1), tmp_path / "a.png")
+    green = columns_of(pixels(tmp_path / "a.png"), [0, 158, 115], right=True)  # validation loss
+    assert len(green) > 10 and green.min() > 0.85
+    late = [row | {"epoch": row["epoch"] * 2} if row["kind"] == "train" else row
+            for row in rows(num_steps=30, num_epochs=1)]  # fmt: skip
+    plot_curves(late, tmp_path / "b.png")
+    green = columns_of(pixels(tmp_path / "b.png"), [0, 158, 115], right=True)
+    assert green.min() > 0.4 and green.max() < 0.7
+
+
+@pytest.mark.parametrize(
+    ("label", "lines"),
+    [
+        ("right", ["right"]),
+        ("", []),
+        ("ApplyEyeMakeup 0.71 + BasketballDunk 0.29", ["ApplyEyeMakeup 0.71",
+                                                       "+ BasketballDunk 0.29"]),
+        ("Throwing_something_in_the_air_0.93", ["Throwing_something_in_", "the_air_0.93"]),
+        ("a" * 40 + " 0.50", ["a" * 14 + "…" + "a" * 13, "0.50"]),
+    ],
+)  # fmt: skip
+def test_a_label_is_broken_between_classes_and_words(label, lines):
+    assert broken_label(label).splitlines() == lines
+
+
+def test_a_long_label_keeps_both_ends_and_its_share():
+    name = "Pretending to put " + "something and " * 20 + "something behind it"
+    lines = broken_label(f"{name} 0.70 + up 0.30").splitlines()
+    assert lines[0].startswith("Pretending to put") and lines[-2].endswith("it 0.70")
+    assert lines[-1] == "+ up 0.30" and sum("…" in line for line in lines) == 1
+    assert len(lines) <= 5 and all(len(line) <= 28 for line in lines)
+    assert [cut_middle("0123456789", most) for most in (10, 9, 4)] == ["0123456789", "0123…6789",
+                                                                      "01…9"]  # fmt: skip
 
 
 def test_curves_of_several_labels_show_their_own_figure(tmp_path):

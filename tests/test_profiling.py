@@ -122,9 +122,29 @@ def test_short_trainings_and_unwatched_ones(tmp_path: Path) -> None:
     assert "nothing was recorded in 6 steps" in said
     assert loop(tmp_path, steps=20, wanted=False) == []
     assert [*tmp_path.iterdir()] == []
-    loop(tmp_path, steps=SKIPPED + WARMED + 2)
+    (said,) = loop(tmp_path, steps=SKIPPED + WARMED + 2)
     found = json.loads((tmp_path / "profile" / "summary.json").read_text("utf-8"))
     assert found["steps"] == 2
+    few = f"too few to go by: {RECORDED} are meant to be recorded, so train for 4 steps more"
+    assert few in said and few in (tmp_path / "profile" / "summary.txt").read_text("utf-8")
+    assert "too few" not in loop(tmp_path, steps=SKIPPED + WARMED + RECORDED)[0]
+
+
+def test_a_long_name_of_an_operation_is_cut_where_it_can_be_seen(tmp_path: Path) -> None:
+    name = "void at::native::" + "vectorized_elementwise_kernel<" * 4 + "float>"
+
+    def work() -> None:
+        with record_function(name):
+            sum(range(10**6))
+
+    with watching(True, tmp_path, say=lambda _: None, world=ALONE, clips=8) as watch:
+        for _ in range(SKIPPED + WARMED + RECORDED):
+            work()
+            watch.step()
+    found = json.loads((tmp_path / "profile" / "summary.json").read_text("utf-8"))
+    assert found["top"][0]["name"].startswith("void at::native::vec")
+    assert found["top"][0]["name"].endswith("float>") and "…" in found["top"][0]["name"]
+    assert found["top"][0]["name"] in (tmp_path / "profile" / "summary.txt").read_text("utf-8")
 
 
 def test_an_interrupted_training_leaves_no_half_profile(tmp_path: Path) -> None:

@@ -103,18 +103,23 @@ def test_the_spread_is_a_standard_deviation_that_outliers_do_not_move() -> None:
 
 
 def measured(processes: int, seconds: list[float], apart: list[float], sums: float) -> Measured:
-    several, ones = processes > 1, [1.0] * len(seconds)
-    return Measured(processes, seconds, apart, [sums] * len(seconds),
-                    [0.004 * several * (processes - 1)] * len(seconds), ones, seconds,
-                    ones)  # fmt: skip
+    rounds = len(seconds)
+    return Measured(processes, seconds, apart, [sums] * rounds,
+                    [0.004 * (processes - 1)] * rounds, [0.5 * processes] * rounds, seconds,
+                    seconds)  # fmt: skip
 
 
 def test_shares_of_measured_steps_by_hand() -> None:
     one, two = measured(1, [1.0, 1.2], [1.0, 1.2], 0.0), measured(2, [1.6, 2.0], [1.2, 1.6], 0.8)
     assert two.exposed.values == pytest.approx((0.25, 0.2))
     assert two.overlap == pytest.approx(0.5) and one.overlap is None
+    assert not two.inconclusive
+    assert measured(2, [1.6, 1.5], [1.2, 1.6], 0.8).inconclusive
     assert two.efficiency(one, strong=False).values == pytest.approx((0.625, 0.6))
     assert two.efficiency(one, strong=True).values == pytest.approx((0.3125, 0.3))
+    assert two.work(one, strong=False).values == pytest.approx((0.5, 0.5))
+    assert Place("cpu", "x", 2, 1).had(one) == pytest.approx((0.5 / 1.0 + 0.5 / 1.2) / 2)
+    assert Place("cuda", "x", 2, 1).had(one) is None
 
 
 def test_the_model_is_held_against_what_was_measured() -> None:

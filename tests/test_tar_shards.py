@@ -250,5 +250,5 @@ def test_training_on_shards_is_training_on_their_files(
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         text = (tmp_path / "runs" / data[0][5:] / "metrics.jsonl").read_text()
-        losses.append([json.loads(row)["loss"] for row in text.splitlines()])
+        losses.append([row for row in map(json.loads, text.splitlines()) if "loss" in row])
     assert losses[0] == losses[1] and len(losses[0]) == 7

@@ -111,7 +111,7 @@ def test_figures_by_hand() -> None:
     found = task.figures(scores, names)
     assert found["confusion"] == [[1, 1, 0], [0, 0, 0], [1, 0, 1]]
     assert (found["top1"], found["correct"], found["num_views"]) == (0.5, 2, 6)
-    assert found["top5"] is None and task.metric == "top1"
+    assert found["top5"] is None and task.metric == "top1" and "top5" not in task.metrics
     assert found["per_class"]["y"] == {"accuracy": None, "videos": 0}
     assert found["mean_class_accuracy"] == pytest.approx(0.5)
     assert scores[0].probabilities[0] == pytest.approx(math.exp(3) / (math.exp(3) + 2))

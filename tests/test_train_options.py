@@ -58,6 +58,10 @@ def test_an_unknown_figure_is_answered_with_those_there_are(
 ) -> None:
     assert cli("train", *small_run, "train.max_steps=1", "save.metric=tpo1") == 2
     assert "did you mean top1" in capsys.readouterr().err
+    # Of three classes the five best are no choice, which is said before anything is trained.
+    assert cli("train", *small_run, "train.max_steps=1", "save.metric=top5") == 2
+    assert "save.metric=top5 is no figure of this task's" in capsys.readouterr().err
+    assert not Path("runs/small").exists()
 
 
 def test_both_sets_of_weights_are_judged(cli: Cli, small_run: tuple[str, ...]) -> None:

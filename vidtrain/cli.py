@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import vidtrain
+from vidtrain import words
 from vidtrain.errors import InputError, Interrupted, UsageError, did_you_mean
 
 FIRST_STAGES = ("train", "eval", "export", "stats", "check", "index", "prepare")
@@ -71,16 +72,32 @@ def run(argv: list[str]) -> int:
     try:
         return _dispatch(argv)
     except UsageError as error:
+        _tell_torchrun(error)
         return _complain(str(error), 2)
+    except BrokenPipeError:  # of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except InputError as error:
+        _tell_torchrun(error)
         return _complain(str(error), 1)
     except Interrupted as error:
         return _complain(str(error), error.code)
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
-    except Exception:  # a bug, ours or a library's: the traceback is what helps
+    except Exception as error:  # a bug, ours or a library's: the traceback is what helps
+        _tell_torchrun(error)
         traceback.print_exc()
         return _complain("failed, see above", 1)
+
+
+def _tell_torchrun(error: Exception) -> None:
+    """Leaves an error where torchrun looks for it, so that its report has rank and traceback."""
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        handler = get_error_handler()
+        handler.initialize()
+        handler.record_exception(error)
 
 
 def conf_dir() -> Path:
@@ -106,16 +123,21 @@ def _dispatch(argv: list[str]) -> int:
     if argv[0] in ("-V", "--version"):
         print(f"vidtrain {vidtrain.__version__}")
         return 0
-    stage, rest = argv[0], argv[1:]
+    stage, rest, command = argv[0], argv[1:], None
+    if stage == LAUNCH and "--" in rest:
+        end = rest.index("--")
+        rest, command = rest[:end], rest[end + 1 :]
     if stage not in known:
         hint = did_you_mean(stage, known, cutoff=0.5) or f"the stages are {', '.join(known)}"
+        if "=" in stage:
+            hint = f"a stage comes first: vidtrain train {stage}"
         raise UsageError(f"{stage!r} is not a stage; {hint}")
     if "-h" in rest or "--help" in rest:
         print(_stage_help(stage, rest), end="")
         return 0
     rest = [FLAGS.get(stage, {}).get(word, word) for word in rest]
     if stage in BARE_FOLDERS:
-        rest = _folders(rest)
+        rest = words.join_folders(rest)
     key = BARE_WORD.get(stage)
     if key is not None:
         before = ["", *rest]
@@ -125,20 +147,10 @@ def _dispatch(argv: list[str]) -> int:
             else word
             for last, word in zip(before, rest, strict=False)
         ]
+    if command is not None:
+        rest.append(f"command=[{','.join(map(words.quoted, command))}]")
     _run_stage(stage, rest)
     return 0
-
-
-def _folders(words: list[str]) -> list[str]:
-    """Returns the words with all bare ones joined to `folders=[...]`."""
-    before = ["", *words]
-    bare = [
-        word
-        for last, word in zip(before, words, strict=False)
-        if word[:1] not in "-+~" and "=" not in word and last not in ("--config-dir", "--cfg")
-    ]
-    quoted = ",".join("'" + word.replace("'", "\\'") + "'" for word in bare)
-    return [word for word in words if word not in bare] + [f"folders=[{quoted}]"] * bool(bare)
 
 
 @dataclass

@@ -11,6 +11,7 @@ import yaml
 from vidtrain.checkpoint import config_differences
 from vidtrain.errors import InputError
 from vidtrain.resuming import FREE_TO_CHANGE
+from vidtrain.run_folders import here_are
 from vidtrain.runlog import read_rows
 
 # Sections in the order in which they explain a difference, with the keys of run.json they are from.
@@ -87,7 +88,9 @@ def read_run(folder: str) -> Run:
         try:
             found.append(parse(file.read_text("utf-8")))
         except FileNotFoundError:
-            raise InputError(f"{folder} is not a run folder: there is no {file}") from None
+            raise InputError(
+                f"{folder} is not a run folder: there is no {file}{here_are(folder)}"
+            ) from None
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise InputError(f"{file} cannot be read: {error}") from error
         if not isinstance(found[-1], dict):

@@ -19,6 +19,7 @@ from vidtrain import sweeping
 from vidtrain.config import SCHEMAS, RunConfig
 from vidtrain.errors import InputError, UsageError
 from vidtrain.explaining import explain
+from vidtrain.run_folders import here_are
 from vidtrain.teacher_choice import choose_teacher
 
 FLAGS_WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp",
@@ -68,7 +69,7 @@ def run_hydra(stage: str, overrides: list[str], call: Call, *, conf: Path) -> No
     if issubclass(SCHEMAS[stage], RunConfig) and "--hydra-help" not in overrides:
         overrides = _record_run(stage, overrides)
     if stage == "train":
-        pairs = zip(overrides, [*overrides[1:], ""], strict=True)
+        pairs = zip(overrides, [*overrides[1:], ""], strict=False)
         own = [Path(value) for flag, value in pairs if flag in ("--config-dir", "-cd")]
         overrides = choose_teacher(overrides, [conf, *own])
     before = sys.argv
@@ -175,17 +176,18 @@ def _record_run(stage: str, overrides: list[str]) -> list[str]:
             "the run's own; leave it out, or give model=, model.weights= and data= without run="
         )
     if folder is None:
-        there = sorted(p.parent for p in Path("runs").glob("*/config.yaml"))
-        hint = f"; here are {', '.join(map(str, there))}" if there else ""
         raise UsageError(
-            f"vidtrain {stage} needs a run folder: run=FOLDER{hint}; or, for weights as they were "
-            "published, model=NAME model.weights=published data=NAME"
+            f"vidtrain {stage} needs a run folder: run=FOLDER{here_are()}; or, for weights "
+            "as they were published, model=NAME model.weights=published data=NAME"
         )
-    file = Path(folder.strip("'\"")) / "config.yaml"
+    folder = folder.strip("'\"")
+    file = Path(folder) / "config.yaml"
     try:
         config = yaml.safe_load(file.read_text("utf-8"))
     except FileNotFoundError:
-        raise InputError(f"run={folder} is not a run folder: there is no {file}") from None
+        raise InputError(
+            f"run={folder} is not a run folder: there is no {file}{here_are(folder)}"
+        ) from None
     except (OSError, yaml.YAMLError) as error:
         raise InputError(f"{file} cannot be read: {error}") from error
     if not isinstance(config, dict) or not all(

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass, field
 
-from omegaconf import MISSING
-
 
 @dataclass
 class LaunchConfig:
@@ -45,7 +43,7 @@ class LaunchConfig:
         interface: Network interface for gloo and NCCL; null: their choice. torchrun, slurm.
     """
 
-    engine: str = MISSING
+    engine: str = ""
     command: list[str] = field(default_factory=list)
     dry_run: bool = False
     nodes: str = "1"

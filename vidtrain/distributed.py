@@ -1,6 +1,7 @@
 """One process or many: who this process is, and what all of them say to each other.
 
-Besides this module only the room `parallel` talks to torch.distributed.
+Besides this module only the rooms `parallel` (weights) and `health` and `benchmarking` (what is
+measured) talk to torch.distributed.
 """
 
 import os
@@ -102,7 +103,7 @@ def session(
     except RuntimeError as error:
         if size > 1 and any(word in str(error) for word in _LOST):
             raise InputError(
-                f"another process is gone ({str(error).splitlines()[0][:200]}); what it said "
+                f"another process is gone ({_first_sentence(error)}); what it said "
                 "itself, or its node, tells why"
             ) from error
         raise
@@ -110,6 +111,10 @@ def session(
         # With NCCL this would wait for processes that are gone.
         if dist.is_initialized() and (chosen.type != "cuda" or sys.exc_info()[0] is None):
             dist.destroy_process_group()
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).splitlines()[0].partition(". This is typically")[0][:300]
 
 
 def _device(name: str, local_rank: int) -> torch.device:

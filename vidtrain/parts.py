@@ -160,8 +160,7 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
     task = build.task(config.task, train)
     build.check_metric(config.save.metric, task)
     model = build.model(config.model, num_classes=len(train.class_names), seed=config.seed)
-    resuming = bool(all_steps(Path(config.run_dir) / "checkpoints"))
-    resuming = distributed.share(resuming, world)
+    resuming = distributed.share(bool(all_steps(Path(config.run_dir) / "checkpoints")), world)
     started = None if resuming else start_from(config.model, model, world)
     if config.train.sync_bn:
         model = batch_norm.synchronised(model, world)

@@ -15,12 +15,15 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from vidtrain import runlog
 from vidtrain.distributed import World
+from vidtrain.report.plots import cut_middle
 from vidtrain.report.step_trace import COMMUNICATION, lines, summary
+from vidtrain.report.terminal import counted
 from vidtrain.training.host_memory import peak_rss
 
 # Steps that are left alone, that the profiler starts up in, and that are recorded.
 SKIPPED, WARMED, RECORDED = 4, 2, 6
-TOP = 8
+TOP = 8  # operations that are named
+MAX_OPERATION = 60  # characters of their names
 
 
 @dataclass
@@ -94,7 +97,7 @@ def watching(
         yield watch
         if watch.recorder is not None and watch.steps <= SKIPPED + WARMED:
             watch.recorder.on_trace_ready = None
-            say(f"profile=true: nothing was recorded in {watch.steps} steps; the first "
+            say(f"profile=true: nothing was recorded in {counted(watch.steps, 'step')}; the first "
                 f"{SKIPPED + WARMED} are left out, while caches fill")  # fmt: skip
     except BaseException:
         if watch.recorder is not None:
@@ -123,6 +126,7 @@ def _write(
         "seconds_per_step_unrecorded": before,
         "clips_per_second": clips / before if clips and before else None,
         "peak_memory_gib": (torch.cuda.max_memory_allocated() if cuda else peak_rss()) / 2**30,
+        "steps_wanted": RECORDED,
         "memory": "allocated on the GPU" if cuda else "resident",
         "processes": world.size,
         "top": _top(recorded, cuda),
@@ -139,5 +143,5 @@ def _top(recorded: profile, cuda: bool) -> list[dict[str, Any]]:
             if not row.key.startswith(("vidtrain.", "ProfilerStep", *COMMUNICATION))]  # fmt: skip
     total = sum(getattr(row, own) for row in rows) or 1.0
     rows.sort(key=lambda row: getattr(row, own), reverse=True)
-    return [{"name": row.key[:60], "calls": row.count, "share": getattr(row, own) / total}
-            for row in rows[:TOP]]  # fmt: skip
+    return [{"name": cut_middle(row.key, MAX_OPERATION), "calls": row.count,
+             "share": getattr(row, own) / total} for row in rows[:TOP]]  # fmt: skip

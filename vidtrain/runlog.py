@@ -20,7 +20,7 @@ from torch import nn
 from vidtrain import sinks
 from vidtrain.checkpoint import digest
 from vidtrain.config_train import LogConfig
-from vidtrain.errors import InputError
+from vidtrain.errors import InputError, Interrupted
 from vidtrain.parallel.shards import is_sharded
 from vidtrain.report.clip_pictures import plot_filmstrips, worst_errors
 from vidtrain.report.figures import as_csv, best_figures
@@ -252,7 +252,8 @@ class RunLog:
         if not self.main:
             return
         failure = sys.exc_info()[1]
-        code = 0 if failure is None else int(getattr(failure, "code", 1))
+        known = failure.code if isinstance(failure, Interrupted) else 1
+        code = known if failure is not None else 0
         with writing(self.folder):
             for file in self.files.values():
                 file.close()

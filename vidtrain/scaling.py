@@ -21,7 +21,7 @@ from vidtrain.distributed import World
 from vidtrain.errors import UsageError
 from vidtrain.scaling_worker import Order
 
-TURN_SECONDS, FEWEST_STEPS, MOST_STEPS = 1.0, 2, 50
+TURN_SECONDS, FEWEST_STEPS, MOST_STEPS = 1.0, 2, 20
 LOOKS = 5
 # Settings of other benchmarks, or of a training, that mean something else here.
 INSTEAD = {
@@ -58,13 +58,15 @@ def benchmark_scaling(
                  for n, one in groups.items()}  # fmt: skip
         looked = groups[1].order(Order(look=LOOKS))[0]
         measured = rounds(groups, built, config, advance)
+    device = torch.device(built[1]["device"])
+    machine = provenance.machine(device)
     place = figures.Place(
-        device=built[1]["device"], name=built[1]["name"], cores=len(group.cores()),
-        threads=built[1]["threads"],
+        device=device.type, name=machine["cpu"] if device.type == "cpu" else built[1]["name"],
+        cores=len(group.cores()), threads=built[1]["threads"],
     )  # fmt: skip
     found = forecast(config, measured, looked, place)
     facts = {
-        **provenance.machine(torch.device(place.device)), "place": dataclasses.asdict(place),
+        **machine, "place": dataclasses.asdict(place),
         "given": config.given, "rounds": config.rounds, "seed": config.seed,
         "load_before": load, "load_after": os.getloadavg(),
         "ddp_buckets": {n: facts["buckets"] for n, facts in built.items()},

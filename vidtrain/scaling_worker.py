@@ -1,7 +1,6 @@
 """One of the processes that `vidtrain benchmark scaling` measures; `scaling` gives it orders."""
 
 import os
-import platform
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -82,7 +81,7 @@ class Trainer:
         cuda = self.world.device.type == "cuda"
         return {
             "device": self.world.device.type, "pinned": self.pinned,
-            "name": torch.cuda.get_device_name() if cuda else platform.machine(),
+            "name": torch.cuda.get_device_name() if cuda else "",
             "threads": torch.get_num_threads(), "seconds": taken.seconds[0],
             "buckets": self.buckets(),
         }  # fmt: skip

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils import deterministic
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vidtrain import runlog
+from vidtrain import build, runlog
 from vidtrain.config_train import TrainConfig
 from vidtrain.distributed import World
 from vidtrain.errors import UsageError
@@ -170,9 +170,11 @@ def refuse(config: TrainConfig, parts: Parts, world: World) -> None:
     if pools and world.is_main:
         runlog.warn(f"repro=strict: {len(pools)} 3-D max pools are computed over space, then over "
                     "time, which is deterministic on CUDA")  # fmt: skip
-    inputs = config.model.input
+    inputs, network = config.model.input, parts.model
+    if parts.sharded:  # a part of the weights cannot be run by itself
+        network = build.model(config.model, num_classes=len(parts.class_names), seed=config.seed)
     try:
-        found = unsupported(parts.model, (2, 3, inputs.num_frames, *[inputs.crop_size] * 2))
+        found = unsupported(network, (2, 3, inputs.num_frames, *[inputs.crop_size] * 2))
     except Exception as error:  # a network of somebody's own may look at values
         runlog.warn(f"repro=strict: model={config.model.name} cannot be looked through before "
                     f"training ({type(error).__name__}: {str(error).splitlines()[0]}); PyTorch "

@@ -37,6 +37,7 @@ def validate(parts: Parts, config: TrainConfig, log: RunLog, world: World) -> bo
     if averaged:
         networks["val_raw"] = parts.model
     judged: dict[str, float] = {}
+    shown: list[Scores] = []
     for kind, network in networks.items():
         distributed.copy_buffers(network, world)
         if config.train.precise_bn:
@@ -51,18 +52,20 @@ def validate(parts: Parts, config: TrainConfig, log: RunLog, world: World) -> bo
                 precision=parts.precision, world=world,
             )  # fmt: skip
         found = distributed.together(partial(tell, parts, config, log, kind, scores), world)
-        judged = judged or found
+        judged, shown = judged or found, shown or scores
     log.table()
-    return parts.progress.judge(
-        judged[metric(config, parts)], judged,
-        lower_is_better=lower_is_better(config, parts), keep=config.save.keep_best,
-    )  # fmt: skip
+    name, progress = metric(config, parts), parts.progress
+    among = progress.judge(judged[name], judged, lower_is_better=name == "loss",
+                           keep=config.save.keep_best)  # fmt: skip
+    if progress.best[0]["step"] == progress.step:
+        distributed.together(partial(show, parts, log, shown), world)
+    return among
 
 
 def tell(
     parts: Parts, config: TrainConfig, log: RunLog, kind: str, scores: list[Scores]
 ) -> dict[str, float]:
-    """Writes and says the figures of an evaluation, and shows it if it is the best so far.
+    """Writes and says the figures of an evaluation.
 
     Returns:
         The figures that are plain numbers.
@@ -81,26 +84,22 @@ def tell(
     words = {"val": " (averaged weights)" if averaged else "", "val_raw": " (plain weights)"}
     log.say(f"epoch {parts.timeline.epoch_of(parts.progress.step):.4g}: "
             f"{parts.task.summary(found)}{words[kind]}")  # fmt: skip
-    if kind == "val":
-        if not parts.progress.best or better(config, parts, numbers[name]):
-            log.best(scores, found, parts.class_names, task=parts.task, views=parts.val.views)
     return numbers
+
+
+def show(parts: Parts, log: RunLog, scores: list[Scores]) -> None:
+    """Draws the validation that is the best so far.
+
+    Raises:
+        InputError: A picture cannot be written, or a video cannot be read.
+    """
+    found = parts.task.figures(scores, parts.class_names)
+    log.best(scores, found, parts.class_names, task=parts.task, views=parts.val.views)
 
 
 def metric(config: TrainConfig, parts: Parts) -> str:
     """Returns the figure that "best" goes by."""
     return config.save.metric or parts.task.metric
-
-
-def lower_is_better(config: TrainConfig, parts: Parts) -> bool:
-    """Returns whether a lower value of that figure is better."""
-    return metric(config, parts) == "loss"
-
-
-def better(config: TrainConfig, parts: Parts, value: float) -> bool:
-    """Returns whether a value is better than the best so far."""
-    best = parts.progress.best[0]["value"]
-    return value < best if lower_is_better(config, parts) else value > best
 
 
 def take_statistics(parts: Parts, config: TrainConfig, network: nn.Module, world: World) -> None:

@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch.distributed as dist
 
@@ -25,6 +26,7 @@ from vidtrain.distributed import World
 MOST_BETWEEN_NOTES = 5.0  # seconds
 SHOWN = 8  # processes named in a message
 _LEFT = "left"  # in place of its number, the last note of a process that ends for this
+T = TypeVar("T")
 FRAMES = 12  # of the stack of a process that stands still
 
 
@@ -74,12 +76,14 @@ def watching(world: World, *, timeout_seconds: float) -> Iterator[None]:
             return _leave(store, world, str(next(numbers)))
 
         while not ended.wait(pause):
-            told = leave()
+            told = _in_time(leave, 2 * pause)
             if _still(world) > timeout_seconds:
-                notes = _notes(store, world, pause, leave) if told else []
+                notes = None
+                if told:
+                    notes = _in_time(lambda: _notes(store, world, pause, leave), 5 * pause)
                 if _still(world) > timeout_seconds and not ended.is_set():  # it still does
-                    _leave(store, world, _LEFT)
-                    _end(world, notes, main_thread)
+                    _in_time(lambda: _leave(store, world, _LEFT), pause)
+                    _end(world, notes or [], main_thread, pause)
 
     thread = threading.Thread(target=watch, name="watchdog", daemon=True)
     thread.start()
@@ -112,8 +116,8 @@ def message(notes: list[Note], rank: int, still: float) -> str:
     """
     if not notes:
         return (
-            f"nothing has moved for {still:.0f} s, and the store of the processes does not answer: "
-            "the node of rank 0, or the network to it, is gone (parallel.timeout_seconds)"
+            f"nothing has moved for {still:.0f} s (parallel.timeout_seconds), and the store that "
+            "rank 0 holds does not answer: it has ended, or its node or the network to it is gone"
         )
     guilty = blamed(notes)
     if not guilty:
@@ -132,6 +136,18 @@ def message(notes: list[Note], rank: int, still: float) -> str:
 
 def _still(world: World) -> float:
     return time.monotonic() - world.place.since
+
+
+def _in_time(call: Callable[[], T], seconds: float) -> T | None:
+    """Returns what a call returns, or None if it takes too long.
+
+    A call to a store beyond a cut network comes back when TCP gives up, after a quarter of an hour.
+    """
+    found: list[T] = []
+    thread = threading.Thread(target=lambda: found.append(call()), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return found[0] if found else None
 
 
 def _leave(store: dist.Store, world: World, number: str) -> bool:
@@ -173,11 +189,13 @@ def _read(store: dist.Store, world: World) -> list[list[str]]:
     ]
 
 
-def _end(world: World, notes: list[Note], main_thread: int) -> None:
+def _end(world: World, notes: list[Note], main_thread: int, pause: float) -> None:
     said = message(notes, world.rank, _still(world))
     mine = not notes or world.rank in {note.rank for note in blamed(notes)}
     frame = sys._current_frames().get(main_thread)
     if mine and frame is not None:
         said += "\n" + "".join(traceback.format_stack(frame)[-FRAMES:]).rstrip()
     print(f"vidtrain: rank {world.rank}: {said}", file=sys.stderr, flush=True)
+    if world.is_main:
+        time.sleep(4 * pause)  # the others read in the store that this process holds
     os._exit(1)

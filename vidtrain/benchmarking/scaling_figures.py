@@ -46,6 +46,11 @@ class Measured:
         return Ratio(tuple((whole - part) / whole for whole, part in pairs))
 
     @property
+    def inconclusive(self) -> bool:
+        """Whether rounds disagree on whether the exchange costs any time."""
+        return min(self.exposed.values) < 0 < max(self.exposed.values)
+
+    @property
     def overlap(self) -> float | None:
         """Share of the exchange that the backward pass covers, 0 to 1; None: one process."""
         if self.processes == 1:
@@ -58,6 +63,11 @@ class Measured:
         share = 1 / self.processes if strong else 1.0
         pairs = zip(one.seconds, self.seconds, strict=True)
         return Ratio(tuple(share * alone / taken for alone, taken in pairs))
+
+    def work(self, one: "Measured", *, strong: bool) -> Ratio:
+        """Returns the same in CPU seconds: what a busy machine and waiting do not change."""
+        share = 1 / self.processes if strong else 1.0
+        return Ratio(tuple(share * a / b for a, b in zip(one.cpu, self.cpu, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,12 @@ class Place:
         if self.device != "cpu":
             return 1.0
         return max(1.0, processes * self.threads / self.cores)
+
+    def had(self, one: Measured) -> float | None:
+        """Returns the share of its cores that one process had; None: a GPU computes."""
+        if self.device != "cpu":
+            return None
+        return median(c / s for c, s in zip(one.cpu, one.seconds, strict=True)) / self.threads
 
 
 @dataclass(frozen=True)

@@ -75,31 +75,33 @@ def started(size: int, module: str) -> Iterator[Group]:
         InputError: They do not come up.
     """
     with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vidtrain-"))
         errors = stack.enter_context(
             tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
         )
-        address = str(Path(folder) / "orders")
-        door = stack.enter_context(socket.socket(socket.AF_UNIX))
-        door.bind(address)
-        door.listen(size)
-        door.settimeout(1.0)
-        command = (sys.executable, "-m", "torch.distributed.run", "--standalone",
-                   f"--nproc-per-node={size}", "-m", module, address)  # fmt: skip
-        launcher = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=errors, stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C comes to the giver of orders alone, which ends them
-        )  # fmt: skip
-        stack.callback(_end, launcher)
-        by_rank: dict[int, Connection] = {}
-        stack.callback(_close, by_rank)
-        while len(by_rank) < size:
-            try:
-                one = Connection(door.accept()[0].detach())
-                by_rank[one.recv()] = one
-            except (TimeoutError, EOFError):
-                if launcher.poll() is not None:
-                    raise InputError(_last_words(size, launcher, errors)) from None
+        with (
+            tempfile.TemporaryDirectory(prefix="vidtrain-") as folder,
+            socket.socket(socket.AF_UNIX) as door,
+        ):
+            address = str(Path(folder) / "orders")
+            door.bind(address)
+            door.listen(size)
+            door.settimeout(1.0)
+            command = (sys.executable, "-m", "torch.distributed.run", "--standalone",
+                       f"--nproc-per-node={size}", "-m", module, address)  # fmt: skip
+            launcher = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=errors, stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C comes to the giver of orders, which ends them
+            )  # fmt: skip
+            stack.callback(_end, launcher)
+            by_rank: dict[int, Connection] = {}
+            stack.callback(_close, by_rank)
+            while len(by_rank) < size:
+                try:
+                    one = Connection(door.accept()[0].detach())
+                    by_rank[one.recv()] = one
+                except (TimeoutError, EOFError):
+                    if launcher.poll() is not None:
+                        raise InputError(_last_words(size, launcher, errors)) from None
         yield Group([by_rank[rank] for rank in sorted(by_rank)], launcher, errors)
 
 
@@ -119,7 +121,7 @@ def serve(address: str, answer: Callable[[Any], Any]) -> None:
         while True:
             try:
                 order = connection.recv()
-            except EOFError:
+            except (EOFError, ConnectionError):
                 return
             try:
                 reply = answer(order)
@@ -127,7 +129,7 @@ def serve(address: str, answer: Callable[[Any], Any]) -> None:
                 reply = error
             try:
                 connection.send(reply)
-            except BrokenPipeError:  # the giver of orders is gone
+            except ConnectionError:  # the giver of orders is gone
                 return
 
 

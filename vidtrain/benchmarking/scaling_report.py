@@ -24,7 +24,8 @@ from vidtrain.benchmarking.scaling_model import Network, Prediction, Step
 # What programs of others reach with 2, 4 and 8 machines: how many times as fast as with one.
 REFERENCE = {2: 1.6, 4: 3.2, 8: 6.0}
 ROUNDS_TO_REPORT = 5
-WIDTH = 150
+BUSY = 0.9  # less than this of its cores, and a process is not alone on the machine
+WIDTH = 160
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 
 
@@ -67,6 +68,7 @@ def results(found: Found) -> dict[str, Any]:
         "measured": [
             asdict(each) | {
                 "efficiency": each.efficiency(one, strong=found.strong).values,
+                "work": each.work(one, strong=found.strong).values,
                 "exposed": each.exposed.values, "overlap": each.overlap,
             } for each in found.measured
         ],
@@ -91,12 +93,12 @@ def tables(found: Found) -> list[Table]:
 def _measured(found: Found) -> Table:
     kind = "strong: one batch for all" if found.strong else "weak: one batch for each process"
     table = Table(
-        Column("processes"), Column("step, s", no_wrap=True), "clips/s", "CPU s\na process",
-        Column("efficiency, %", no_wrap=True), "times\nas fast",
-        Column("exchange\nnot covered, %", no_wrap=True), "exchange\nalone, s", "overlap\n%",
-        "model, s", "error, %", title=f"Measured: {found.title}; {kind}",
+        Column("processes", min_width=9), Column("step, s", no_wrap=True), "clips/s",
+        "CPU s of\na process", Column("efficiency, %", no_wrap=True), "by CPU s\n%",
+        "times\nas fast", Column("exchange\nnot covered, %", no_wrap=True), "exchange\nalone, s",
+        "overlap\n%", "model, s", "error, %", title=f"Measured: {found.title}; {kind}",
     )  # fmt: skip
-    one = found.measured[0]
+    one, cpu = found.measured[0], found.place.device == "cpu"
     checked = {check.processes: check for check in found.checks}
     for each in found.measured:
         number, middle = each.processes, median(each.seconds)
@@ -106,10 +108,11 @@ def _measured(found: Found) -> Table:
         table.add_row(
             str(number), f"{middle:.3g} [{min(each.seconds):.3g}-{max(each.seconds):.3g}]",
             f"{clips / middle:.3g}", f"{median(each.cpu):.3g}", _percent(good.values),
+            f"{100 * each.work(one, strong=found.strong).median:.0f}" if cpu else "-",
             f"{number * good.median:.2f}",
             _percent(each.exposed.values) if several else "-",
             f"{median(each.sums):.3g}" if several else "-",
-            f"{100 * each.overlap:.0f}" if each.overlap is not None else "-",
+            _overlap(each),
             f"{check.seconds:.3g}" if check else "-",
             f"{100 * check.error:+.0f}" if check else "-",
         )  # fmt: skip
@@ -142,11 +145,19 @@ def notes(found: Found, facts: dict[str, Any]) -> list[str]:
         f"{rounds} rounds in turns; {where}; load {facts['load_before'][0]:.1f} before, "
         f"{facts['load_after'][0]:.1f} after; medians [smallest-largest]",
     ]
+    if any(each.inconclusive for each in found.measured):
+        lines.append("?: rounds disagree on whether the exchange costs any time")
+    had = place.had(found.measured[0])
+    if had is not None and had < BUSY:
+        lines.append(
+            f"one process had {had:.0%} of its core: other programs were running, and what the "
+            "clock says is about them too; `by CPU s` leaves them, and waiting, out"
+        )
     for each in found.measured:
         slower = place.slowdown(each.processes)
         if slower > 1:
-            lines.append(f"{each.processes} processes share {place.cores} cores: an efficiency of "
-                         f"more than {100 / slower:.0f} % is not to be had")  # fmt: skip
+            lines.append(f"{each.processes} processes share {place.cores} cores: where nothing "
+                         f"else runs, efficiency stays below {100 / slower:.0f} %")  # fmt: skip
     if found.link is not None:
         lines.append(
             f"model, s: from the step of one process and an exchange at "
@@ -186,7 +197,7 @@ def draw(found: Found, path: Path) -> None:
     high = [100 * one.efficiency for one in found.predictions]
     gpus = "GPUs" if found.place.device == "cuda" or found.given else "such processes"
     axes.fill_between(at, low, high, color=ORANGE, alpha=0.2, linewidth=0,
-                      label="the same, down to: no exchange covered")  # fmt: skip
+                      label="predicted, down to: no exchange covered")  # fmt: skip
     axes.plot(at, high, "--o", color=ORANGE, label=f"predicted for {gpus}, not measured")
     axes.set_xscale("log", base=2)
     ticks = sorted({each.processes for each in found.measured} | {*at} | {*REFERENCE})
@@ -211,16 +222,26 @@ def _draw_measured(axes: Any, found: Found) -> None:
     where = "GPU" if place.device == "cuda" else f"CPU processes, {place.cores} cores"
     axes.errorbar(at, middle, yerr=(below, above), fmt="-o", color=BLUE, capsize=4,
                   label=f"measured, median and range ({where})")  # fmt: skip
+    if place.device == "cpu":
+        work = [100 * each.work(one, strong=found.strong).median for each in found.measured]
+        axes.plot(at, work, "o", color=BLUE, fillstyle="none", markersize=9,
+                  label="measured in CPU seconds, without waiting")  # fmt: skip
     times = {each.processes: median(each.seconds) for each in found.measured}
     share = {n: 1 / n if found.strong else 1.0 for n in times}
     axes.plot(
         [c.processes for c in found.checks],
         [100 * share[c.processes] * times[1] / c.seconds for c in found.checks],
-        "x", color=BLUE, markersize=9, label="the model for the same",
+        "x", color=BLUE, markersize=9, label="the model for these processes",
     )  # fmt: skip
     if any(place.slowdown(n) > 1 for n in at):
         axes.plot(at, [100 / place.slowdown(n) for n in at], ":", color=BLUE,
-                  label="most that shared cores allow")  # fmt: skip
+                  label="limit of shared cores, nothing else running")  # fmt: skip
+
+
+def _overlap(measured: Measured) -> str:
+    if measured.overlap is None:
+        return "-"
+    return "?" if measured.inconclusive else f"{100 * measured.overlap:.0f}"
 
 
 def _percent(values: Sequence[float]) -> str:

@@ -184,6 +184,7 @@ def room(me: Member, limit: float) -> Iterator[Room]:
         yield here
         return
     here.store = connect(me, limit)
+    here.say("beat", 0)
     watching, done = connect(me, limit), threading.Event()
     threading.Thread(target=_watch, args=(here, watching, done), daemon=True).start()
     threading.Thread(target=_last_resort, args=(here, done), daemon=True).start()

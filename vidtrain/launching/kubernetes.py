@@ -119,7 +119,7 @@ def create(text: str) -> str:
     """
     if shutil.which("kubectl") is None:
         raise InputError(
-            "there is no kubectl here; add --dry-run and give what is printed to kubectl create -f -"
+            "no kubectl is here; add --dry-run, and give what is printed to kubectl create -f -"
         )
     done = subprocess.run(
         ["kubectl", "create", "-f", "-"], input=text, capture_output=True, text=True, check=False
@@ -150,7 +150,10 @@ def _job_spec(job: Job, container: dict[str, Any]) -> dict[str, Any]:
     if job.nodes == 1:  # a machine taken away is not the training's failure, and is not counted
         rules += [
             {"action": "Ignore", "onExitCodes": {**codes, "values": [TEMPORARY]}},
-            {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+            {
+                "action": "Ignore",
+                "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+            },
         ]
     memory = {"medium": "Memory", "sizeLimit": f"{job.shm_gb}Gi"}
     volumes: list[dict[str, Any]] = [{"name": "shm", "emptyDir": memory}]
@@ -183,7 +186,7 @@ def _container(job: Job, host: str, port: str) -> dict[str, Any]:
     reach = {"exec": {"command": ["sh", "-c", probe]}, "periodSeconds": PROBE_SECONDS,
              "timeoutSeconds": 15}  # fmt: skip
     start = job.join_seconds // PROBE_SECONDS + PROBES
-    mounts = [{"name": "shm", "mountPath": "/dev/shm"}]
+    mounts: list[dict[str, Any]] = [{"name": "shm", "mountPath": "/dev/shm"}]
     for claim, path, read_only in map(_volume, job.volumes):
         mounts.append({"name": _label(claim), "mountPath": path}
                       | ({"readOnly": True} if read_only else {}))  # fmt: skip

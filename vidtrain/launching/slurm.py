@@ -124,8 +124,8 @@ def submit(text: str) -> str:
     """
     if shutil.which("sbatch") is None:
         raise InputError(
-            "there is no sbatch here; run this on a login node of the cluster, or add --dry-run and "
-            "take the script there"
+            "there is no sbatch here; run this on a login node of the cluster, or add --dry-run "
+            "and take the script there"
         )
     done = subprocess.run(
         ["sbatch", "--parsable"], input=text, capture_output=True, text=True, check=False

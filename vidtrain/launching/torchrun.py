@@ -76,9 +76,9 @@ def arguments(job: Processes, command: list[str], *, is_host: bool) -> list[str]
     else:
         conf = {"is_host": int(is_host), "join_timeout": job.join_seconds,
                 "last_call_timeout": LAST_CALL_SECONDS}  # fmt: skip
+        told = ",".join(f"{key}={value}" for key, value in conf.items())
         words += ["--rdzv-backend=c10d", f"--rdzv-endpoint={job.endpoint}",
-                  f"--rdzv-id={job.job_id}",
-                  f"--rdzv-conf={','.join(f'{key}={value}' for key, value in conf.items())}"]  # fmt: skip
+                  f"--rdzv-id={job.job_id}", f"--rdzv-conf={told}"]  # fmt: skip
     if job.local_addr is not None:
         words.append(f"--local-addr={job.local_addr}")
     return [*words, "-m", "vidtrain", *command]
@@ -128,6 +128,7 @@ def run(job: Processes, command: list[str]) -> None:
     from torch.distributed import run as launcher
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError
 
     parser = launcher.get_args_parser()
     words = arguments(job, command, is_host=is_host)
@@ -143,6 +144,11 @@ def run(job: Processes, command: list[str]) -> None:
                  *words]  # fmt: skip
     try:
         launcher.run(parser.parse_args(words))
+    except RendezvousConnectionError as error:
+        raise InputError(
+            f"the machine at endpoint={job.endpoint}, where all meet, is gone; start all of them "
+            "again with the same command"
+        ) from error
     except SignalException as error:
         raise _interrupted(error.sigval) from error
     except ChildFailedError as error:
@@ -153,7 +159,6 @@ def run(job: Processes, command: list[str]) -> None:
         kind = UsageError if first.exitcode == 2 else InputError
         said = f"exit code {first.exitcode}" if first.exitcode >= 0 else first.signal_name()
         raise kind(f"a process failed ({said}); see above for which, and why") from error
-
 
 
 def _stop_once(signum: int, frame: FrameType | None) -> None:

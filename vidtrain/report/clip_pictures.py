@@ -1,17 +1,17 @@
 """The videos that a model is most wrong about, as strips of frames."""
 
-import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vidtrain.report.plots import literal, new_figure, save
+from vidtrain.report.plots import cut_middle, literal, new_figure, save
 
 MAX_FRAMES = 6  # of a strip
 MAX_LINE = 90  # characters above a strip
 MAX_GUESSES = 3  # of a video that may have several classes
+GAP = "   "  # between what a line says
 TILE = 1.5  # height of a frame, inches
 
 
@@ -42,7 +42,9 @@ def worst_errors(
         truth = (", ".join(row["labels"]) or "no class") if several else row["label"]
         guesses = list(row["top5"].items())[: MAX_GUESSES if several else 1]
         guessed = ", ".join(f"{label} {share:.2f}" for label, share in guesses)
-        found.append((name, f"{name}\ntrue {truth}   predicted {guessed}   loss {lost:.2f}"))
+        found.append(
+            (name, GAP.join((f"{name}\ntrue {truth}", f"predicted {guessed}", f"loss {lost:.2f}")))
+        )
     return found
 
 
@@ -62,7 +64,7 @@ def plot_filmstrips(clips: Sequence[np.ndarray], texts: Sequence[str], path: Pat
         gap = np.full((clip.shape[1], max(1, clip.shape[2] // 40), 3), 255, np.uint8)
         frames = [part for index in shown for part in (gap, clip[index])]
         strips.append(np.concatenate(frames[1:], axis=1))
-    titles = ["\n".join(part for line in text.split("\n") for part in textwrap.wrap(line, MAX_LINE))
+    titles = ["\n".join(part for line in text.split("\n") for part in _fitted(line))
               for text in texts]  # fmt: skip
     lines = sum(title.count("\n") + 1 for title in titles)
     width = max(TILE * strip.shape[1] / strip.shape[0] for strip in strips)
@@ -74,3 +76,15 @@ def plot_filmstrips(clips: Sequence[np.ndarray], texts: Sequence[str], path: Pat
         axes.set_axis_off()
         axes.set_title(literal(title), fontsize=9, loc="left")
     save(figure, path)
+
+
+def _fitted(line: str) -> list[str]:
+    """Breaks a line where three spaces part what it says; of what is too long both ends stay."""
+    found = [""]
+    for part in line.split(GAP):
+        joined = f"{found[-1]}{GAP}{part}" if found[-1] else part
+        if len(joined) <= MAX_LINE:
+            found[-1] = joined
+        else:
+            found.append(cut_middle(part, MAX_LINE))
+    return [line for line in found if line]

@@ -25,6 +25,7 @@ MAX_CELL_COUNTS = 20  # classes; above, numbers in the cells are too small to re
 MAX_TICK_LABELS = 40  # classes; above, the axes show class indices
 MAX_FRAMES = 8  # columns of a clip grid
 MAX_NAME = 28  # characters of a class name
+MAX_LABEL = 54  # characters of one beside a clip, on several lines
 
 
 def plot_curves(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -65,6 +66,8 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     _line(val_loss, *series(val, "epoch", "loss"), GREEN)
     label_axes(val_loss, "Validation loss", "epoch", "loss (nats)")
+    for axes, x in ((loss, "step"), (rate, "step"), (accuracy, "epoch"), (val_loss, "epoch")):
+        from_zero(axes, max((row[x] for row in metrics), default=1), whole=x == "step")
     save(figure, path)
 
 
@@ -127,7 +130,7 @@ def plot_clip_grid(clips: np.ndarray, labels: Sequence[str], path: Path) -> None
         raise ValueError(f"{num_clips} clips but {len(labels)} labels")
     shown = np.unique(np.linspace(0, num_frames - 1, MAX_FRAMES).round().astype(int))
     tile = 1.4  # inches
-    texts = [literal(textwrap.fill(label, MAX_NAME)) for label in labels]
+    texts = [literal(broken_label(label)) for label in labels]
     margin = 0.5 + 0.09 * max(len(line) for text in texts for line in text.split("\n"))
     figure = new_figure(
         max(4, tile * len(shown) + margin), (tile + 0.1) * num_clips * height / width + 1
@@ -187,10 +190,24 @@ def _line(
 ) -> None:
     marker = "o" if len(x) <= MAX_TICK_LABELS else None  # a single point has no line to see
     axes.plot(x, y, linestyle, color=color, marker=marker, markersize=4, label=label)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     if not len(x):
         axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.5, "no values yet", ha="center", va="center", transform=axes.transAxes)
+
+
+def from_zero(axes: Axes, last: float, *, whole: bool) -> None:
+    """Shows steps or epochs from 0 to the last one, however few values there are.
+
+    Args:
+        axes: A chart with its curves.
+        last: The last step or epoch of all charts.
+        whole: Whether there is nothing between two whole numbers.
+    """
+    if any(len(np.asarray(line.get_xdata())) for line in axes.lines):
+        axes.set_xlim(-0.03 * last, 1.03 * last)
+        axes.xaxis.set_major_locator(
+            MaxNLocator(integer=whole or last >= 2, min_n_ticks=1, steps=[1, 2, 5, 10])
+        )
 
 
 def label_axes(axes: Axes, title: str, x: str, y: str) -> None:
@@ -204,6 +221,24 @@ def label_axes(axes: Axes, title: str, x: str, y: str) -> None:
 def shorten(name: str) -> str:
     """Returns a name that fits beside a chart, taken literally by the plotting library."""
     return literal(name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…")
+
+
+def cut_middle(text: str, most: int) -> str:
+    """Returns a text of at most so many characters; of a longer one both ends."""
+    if len(text) <= most:
+        return text
+    end = (most - 1) // 2
+    return f"{text[: most - 1 - end]}…{text[len(text) - end :]}"
+
+
+def broken_label(label: str) -> str:
+    """Breaks a label, such as `left 0.70 + up 0.30`, into short lines: a class begins a new one."""
+    found = []
+    for number, part in enumerate(label.split(" + ")):
+        words = cut_middle(part, MAX_LABEL).replace("_", "_ ").split(" ")
+        text = " ".join(cut_middle(word, MAX_NAME) for word in ["+"] * (number > 0) + words)
+        found += textwrap.wrap(text, MAX_NAME, break_on_hyphens=False)
+    return "\n".join(line.replace("_ ", "_") for line in found)
 
 
 def literal(text: str) -> str:

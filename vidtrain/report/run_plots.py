@@ -7,15 +7,24 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from vidtrain.report.plots import label_axes, literal, new_figure, save, series
+from vidtrain.report.plots import (
+    cut_middle,
+    from_zero,
+    label_axes,
+    literal,
+    new_figure,
+    save,
+    series,
+)
 
 # Okabe and Ito's palette without yellow, which is hard to see on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 STYLES = ("-", "--", ":", "-.")
 MOST_NAMED = 14  # runs in the legend
-MAX_RUN_NAME = 44  # characters
+MAX_RUN_NAME = 44  # characters; both ends stay: those of a sweep differ at the end
+THIN = 0.8  # width of lines that stand back
 SHARES = {"top1": "top-1 accuracy (%)", "top5": "top-5 accuracy (%)", "mAP": "mAP (%)",
           "mean_class_accuracy": "mean class accuracy (%)"}  # fmt: skip
 
@@ -46,31 +55,33 @@ def plot_runs(
         colour = COLOURS[number % len(COLOURS)]
         style = STYLES[number // len(COLOURS) % len(STYLES)]
         look: dict[str, Any] = {"color": colour, "linestyle": style}
-        handles.append(Line2D([], [], **look, linewidth=2, label=literal(_cut(name))))
+        handles.append(
+            Line2D([], [], **look, linewidth=2, label=literal(cut_middle(name, MAX_RUN_NAME)))
+        )
         train = [row for row in rows if row["kind"] == "train"]
         _smooth(loss, *series(train, x, "loss"), smoothing, look)
         _smooth(norm, *series(train, x, "grad_norm"), smoothing, look)
         _curve(rate, *series(train, x, "lr"), look)
-        for kind, width in (("val_raw", 0.8), ("val", 1.6)):
+        for kind, width in (("val_raw", THIN), ("val", 1.6)):
             val = [row for row in rows if row["kind"] == kind]
             _curve(val_loss, *series(val, x, "loss"), look, width)
             steps, values = series(val, x, metric)
             _curve(score, steps, values * (100 if metric in SHARES else 1), look, width)
+    last = max((row[x] for rows in runs.values() for row in rows), default=1)
     for axes, title, unit in (
         (loss, "Training loss", "loss"), (val_loss, "Validation loss", "loss"),
         (score, f"Validation {metric}", SHARES.get(metric, metric)),
         (rate, "Learning rate", "learning rate"), (norm, "Gradient norm", "norm before clipping"),
     ):  # fmt: skip
         _finish(axes, log=log and axes is not score)
-        if x == "step" and axes.lines:
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        from_zero(axes, last, whole=x == "step")
         label_axes(axes, literal(title), x, literal(unit))
     names.set_axis_off()
     more = len(handles) - MOST_NAMED
     title = "runs" + (f" ({more} more are drawn)" if more > 0 else "")
     notes = ["faint: each row, not smoothed"] if smoothing else []
     if any(row["kind"] == "val_raw" for rows in runs.values() for row in rows):
-        notes.append("thin: plain weights, beside the averaged ones")
+        notes.append("thin, or a ring: plain weights, beside the averaged ones")
     names.text(0, 0, "\n".join(notes), transform=names.transAxes, fontsize=9, va="bottom")
     names.legend(handles=handles[:MOST_NAMED], loc="upper left", title=title, frameon=False,
                  alignment="left", borderaxespad=0, fontsize=9)  # fmt: skip
@@ -98,15 +109,18 @@ def _smooth(axes: Axes, x: np.ndarray, y: np.ndarray, share: float, look: dict[s
     if share == 0:
         _curve(axes, x, y, look)
         return
-    axes.plot(x, y, color=look["color"], linewidth=0.8, alpha=0.25)
+    axes.plot(x, y, color=look["color"], linewidth=THIN, alpha=0.25)
     _curve(axes, x, smoothed(y, share), look)
 
 
 def _curve(
     axes: Axes, x: np.ndarray, y: np.ndarray, look: dict[str, Any], width: float = 1.6
 ) -> None:
-    marker = "o" if len(x) == 1 else None  # a single point has no line to see
-    axes.plot(x, y, marker=marker, markersize=4, linewidth=width, **look)
+    point: dict[str, Any] = {}
+    if len(x) == 1:  # there is no line to see; plain weights are a ring around the averaged ones
+        point = {"marker": "o", "markersize": 4 if width > THIN else 9}
+        point |= {} if width > THIN else {"markerfacecolor": "none"}
+    axes.plot(x, y, linewidth=width, **point, **look)
 
 
 def _finish(axes: Axes, *, log: bool) -> None:
@@ -124,11 +138,3 @@ def _finish(axes: Axes, *, log: bool) -> None:
             axes.yaxis.set_minor_formatter(plain)
         else:
             axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _cut(name: str) -> str:
-    """Keeps both ends of a long name: those of a sweep differ at the end."""
-    if len(name) <= MAX_RUN_NAME:
-        return name
-    half = MAX_RUN_NAME // 2
-    return f"{name[: half - 1]}…{name[-half:]}"

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
+from vidtrain.report.terminal import counted
+
 RANGES = ("data", "augment", "forward", "backward", "optimizer", "validate")
 PARTS = (*RANGES, "communication", "rest")
 LIMIT = 0.10  # a part other than the model's that takes more is called the bottleneck
@@ -94,9 +96,13 @@ def bottleneck(shares: dict[str, float]) -> str:
 def lines(found: dict[str, Any]) -> list[str]:
     """Returns the figures of a summary as a table for a person."""
     per_step = found["seconds_per_step"]
-    said = [f"profile: {found['steps']} steps of {per_step:.3g} s while recording"]
+    said = [f"profile: {counted(found['steps'], 'step')} of {per_step:.3g} s while recording"]
     if found.get("seconds_per_step_unrecorded"):
         said[0] += f" ({found['seconds_per_step_unrecorded']:.3g} s before)"
+    missing = found.get("steps_wanted", 0) - found["steps"]
+    if missing > 0:
+        said.append(f"  too few to go by: {found['steps_wanted']} are meant to be recorded, so "
+                    f"train for {counted(missing, 'step')} more")  # fmt: skip
     for name in PARTS:
         share = found["shares"][name]
         if share or name not in ("validate", "communication"):

@@ -80,8 +80,8 @@ def benchmark(config: BenchmarkConfig) -> None:
 def _check(config: BenchmarkConfig) -> None:
     if config.what != "input":
         raise UsageError(
-            f"what={config.what}: it must be input (the input path), step (a training step) or "
-            "scaling"
+            f"what={config.what}: only the input path, a training step and scaling can be "
+            "measured; use what=input, what=step or what=scaling"
         )
     for key, known in (("patterns", PATTERNS), ("peers", PEERS)):
         for name in getattr(config, key):

@@ -141,6 +141,8 @@ def check(config: LaunchConfig) -> None:
     Raises:
         UsageError: The message names them.
     """
+    if not config.engine:
+        raise UsageError(f"which engine, of {', '.join(SETTINGS)}? {HINT}")
     if config.engine not in SETTINGS:
         hint = did_you_mean(config.engine, SETTINGS) or f"it is one of {', '.join(SETTINGS)}"
         raise UsageError(f"engine={config.engine} is not known; {hint}")

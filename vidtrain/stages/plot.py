@@ -12,6 +12,7 @@ from vidtrain.config_plot import PlotConfig
 from vidtrain.errors import InputError, UsageError, did_you_mean
 from vidtrain.report.figures import best, figure_names
 from vidtrain.report.run_plots import plot_runs
+from vidtrain.run_folders import here_are, runs_in
 from vidtrain.runlog import read_rows, shown_path, warn
 
 USUAL = ("top1", "mAP")  # the metric to compare by, where none is named
@@ -54,21 +55,14 @@ def found_runs(words: list[str]) -> list[Path]:
     for word in words:
         pattern = not os.path.exists(word) and glob.has_magic(word)
         places = sorted(glob.glob(os.path.expanduser(word))) if pattern else [word]
-        runs = [run for place in places for run in _runs_in(Path(place).expanduser())]
+        runs = [run for place in places for run in runs_in(Path(place).expanduser())]
         if not runs:
             if not pattern and not Path(word).expanduser().is_dir():
-                raise InputError(f"there is no folder {word}{_here()}")
+                raise InputError(f"there is no folder {word}{here_are(word)}")
             where = "no folder of a run matches" if pattern else "no run in"
-            raise InputError(f"{where} {word}: a run folder holds a metrics.jsonl{_here()}")
+            raise InputError(f"{where} {word}: a run folder holds a metrics.jsonl{here_are(word)}")
         found |= dict.fromkeys(runs)
     return list(found)
-
-
-def _runs_in(folder: Path) -> list[Path]:
-    """The folder itself if it is a run, and those directly below it: a sweep has its own there."""
-    return [path.parent for path in
-            (folder / "metrics.jsonl", *sorted(folder.glob("*/metrics.jsonl")))
-            if path.is_file()]  # fmt: skip
 
 
 def named(folders: list[Path]) -> dict[str, Path]:
@@ -125,16 +119,10 @@ def _metric(config: PlotConfig, runs: dict[str, list[dict[str, Any]]]) -> str:
 
 def _check(config: PlotConfig) -> None:
     if not config.folders:
-        raise UsageError(f"vidtrain plot takes run folders{_here()}")
+        raise UsageError(f"vidtrain plot takes run folders{here_are()}")
     if config.x not in ("step", "epoch"):
         raise UsageError(f"x={config.x} must be step or epoch")
     if not 0 <= config.smoothing < 1:
         raise UsageError(f"smoothing={config.smoothing} must be from 0 to below 1")
     if Path(config.output).suffix.lower() != ".png":
         raise UsageError(f"output={config.output} must end in .png")
-
-
-def _here() -> str:
-    there = sorted(str(path) for path in _runs_in(Path("runs")))
-    more = f" and {len(there) - 8} more" if len(there) > 8 else ""
-    return f"; here are {', '.join(there[:8])}{more}" if there else ""

@@ -14,6 +14,7 @@ from vidtrain.again import again, steps_to_compare
 from vidtrain.comparing import Difference, Run, explanations, first_difference, read_run
 from vidtrain.config_repro import ReproConfig
 from vidtrain.errors import InputError, UsageError
+from vidtrain.run_folders import here_are
 from vidtrain.runlog import console
 
 MAX_LINES = 12  # of a section of the table
@@ -43,9 +44,7 @@ def repro(config: ReproConfig) -> None:
 
 def _check(config: ReproConfig) -> None:
     if len(config.folders) not in (1, 2):
-        there = sorted(str(path.parent) for path in Path("runs").glob("*/metrics.jsonl"))
-        hint = f"; here are {', '.join(there)}" if there else ""
-        raise UsageError(f"vidtrain repro takes one run folder, or two to compare{hint}")
+        raise UsageError(f"vidtrain repro takes one run folder, or two to compare{here_are()}")
     if config.steps is not None and config.steps < 1:
         raise UsageError(f"steps={config.steps} must be at least 1")
     if not 0 <= config.tolerance < 1:

@@ -13,6 +13,8 @@ from vidtrain.errors import UsageError
 from vidtrain.tasks import losses
 from vidtrain.tasks.scores import Scores, best_classes
 
+FEWEST_FOR_TOP5 = 6  # classes; of fewer the five best are no choice
+
 
 def check_smoothing(label_smoothing: float) -> None:
     """Refuses a share that is none.
@@ -36,6 +38,12 @@ def soft_targets(labels: torch.Tensor, num_classes: int, smoothing: float) -> to
 def video_loss(score: Scores) -> float:
     """Returns the negative log probability of a video's class: how wrong it was taken."""
     return -float(np.log(max(score.probabilities[score.label], 1e-30)))
+
+
+def metrics(num_classes: int) -> tuple[str, ...]:
+    """Returns the names of those figures that are better or worse, by the number of classes."""
+    top5 = ("top5",) if num_classes >= FEWEST_FOR_TOP5 else ()
+    return ("top1", *top5, "mean_class_accuracy", "loss")
 
 
 def figures(scores: list[Scores], class_names: tuple[str, ...]) -> dict[str, Any]:
@@ -71,7 +79,7 @@ def figures(scores: list[Scores], class_names: tuple[str, ...]) -> dict[str, Any
         "num_videos": len(scores),
         "num_views": sum(len(score.views) for score in scores),
         "top1": correct / len(scores),
-        "top5": in_top5 / len(scores) if count > 5 else None,
+        "top5": in_top5 / len(scores) if count >= FEWEST_FOR_TOP5 else None,
         "correct": correct,
         "loss": loss_sum / len(scores),
         "mean_class_accuracy": sum(known) / len(known),
@@ -131,7 +139,6 @@ class Classification:
     """
 
     metric: ClassVar[str] = "top1"
-    metrics: ClassVar[tuple[str, ...]] = ("top1", "top5", "mean_class_accuracy", "loss")
     multi_label: ClassVar[bool] = False
 
     video_loss = staticmethod(video_loss)
@@ -155,6 +162,11 @@ class Classification:
             raise UsageError(
                 f"task.threshold={self.threshold} goes with task.criterion=bce and lies in [0, 1)"
             )
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Figures of a validation that the best may be chosen by."""
+        return metrics(self.num_classes)
 
     def record(self) -> dict[str, Any]:
         """Returns what must be the same when a run goes on, besides config and data."""

@@ -90,7 +90,6 @@ class Distillation:
     """
 
     metric: ClassVar[str] = "top1"
-    metrics: ClassVar[tuple[str, ...]] = classification.Classification.metrics
     multi_label: ClassVar[bool] = False
 
     video_loss = staticmethod(classification.video_loss)
@@ -129,6 +128,11 @@ class Distillation:
     def with_teacher(self, teacher: Teacher) -> "Distillation":
         """Returns the task with its teacher."""
         return dataclasses.replace(self, taught_by=teacher)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """See Classification."""
+        return classification.metrics(self.num_classes)
 
     def record(self) -> dict[str, Any]:
         """Returns what must be the same when a run goes on, besides config and data."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from timm.utils import ModelEmaV3
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel
 
 from vidtrain.errors import UsageError
@@ -30,6 +31,8 @@ class Ema:
 
     def update(self, model: nn.Module, *, step: int) -> None:
         """Moves the average towards the weights that step number `step`, from 0, has left."""
+        # One kernel for many tensors takes no mixture of parts of weights and whole buffers.
+        self._average.foreach = not isinstance(next(model.parameters()), DTensor)
         self._average.update(model, step=step)
 
     def state_dict(self) -> dict[str, Any]:
