@@ -14,6 +14,7 @@ FROM python:3.12.11-slim-bookworm AS wheel
 WORKDIR /source
 COPY pyproject.toml README.md LICENSE ./
 COPY conf ./conf
+COPY scripts/launch ./scripts/launch
 COPY vidtrain ./vidtrain
 COPY hydra_plugins ./hydra_plugins
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .

@@ -88,7 +88,8 @@ def test_channels_last_gives_the_same_or_is_refused(name: str) -> None:
     assert [*fast.state_dict()] == [*plain.state_dict()]
     convolutions = [part for part in fast.modules() if isinstance(part, nn.Conv2d | nn.Conv3d)]
     orders = [part.weight.stride(1) for part in convolutions if part.weight[0, 0].numel() > 1]
-    convolutions[0].register_forward_hook(lambda part, args, out: orders.append(out.stride(1)))
+    if "slowfast" not in name:  # whose slow pathway picks frames; its first convolution reorders
+        convolutions[0].register_forward_pre_hook(lambda _, args: orders.append(args[0].stride(1)))
     close(step(fast, clips[:2])[0], step(plain, clips[:2])[0])
     assert {*orders} == {1}
     plain.eval()

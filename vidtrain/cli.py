@@ -44,6 +44,7 @@ stages:
   vidtrain train                                        the embedded data, in minutes on a CPU
   vidtrain train model=slowfast_r50 data=folder data.root=/data/mine
   torchrun --nproc-per-node=8 -m vidtrain train ...     the same command on many GPUs
+  vidtrain launch slurm nodes=2 ... -- train ...        and on a cluster
   vidtrain eval run=runs/NAME eval.num_clips=10 eval.num_crops=3
   vidtrain export run=runs/NAME format=onnx
 

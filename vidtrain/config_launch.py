@@ -20,15 +20,16 @@ class LaunchConfig:
         cpus_per_process: Cores to ask for per process. slurm, kubernetes.
         memory_gb: Memory to ask for on each machine, GB; null: what the cluster gives. slurm,
             kubernetes.
-        env: Variables to set for the training. slurm, kubernetes.
+        env: Variables to set for the training: 'env=["NCCL_DEBUG=INFO"]'. slurm,
+            kubernetes.
         name: Of the job; null: the run's. slurm, kubernetes.
         partition: Slurm's, null: its default.
         account: Slurm's, null: its default.
         time: Slurm's time limit, such as 24:00:00; null: the partition's.
-        options: More words for sbatch: options=[--constraint=a100,--exclusive].
+        options: More words for sbatch: 'options=["--constraint=a100","--exclusive"]'.
         setup: Shell lines to run on each node first: setup=['module load cuda']. slurm.
-        max_requeues: Times that a stopped job is queued again (slurm), or that a failed one is
-            started again (kubernetes).
+        max_requeues: Times that a stopped job is queued again. slurm.
+        max_failures: Times that a failed job is started again. kubernetes.
         image: Container image. kubernetes.
         namespace: Kubernetes' namespace; null: the present one.
         volumes: Claims to mount, as CLAIM:PATH or CLAIM:PATH:ro. kubernetes.
@@ -54,7 +55,7 @@ class LaunchConfig:
     gpus_per_node: int = 1
     cpus_per_process: int = 8
     memory_gb: int | None = None
-    env: dict[str, str] = field(default_factory=dict)
+    env: list[str] = field(default_factory=list)
     name: str | None = None
     partition: str | None = None
     account: str | None = None
@@ -62,6 +63,7 @@ class LaunchConfig:
     options: list[str] = field(default_factory=list)
     setup: list[str] = field(default_factory=list)
     max_requeues: int = 100
+    max_failures: int = 10
     image: str | None = None
     namespace: str | None = None
     volumes: list[str] = field(default_factory=list)

@@ -20,6 +20,15 @@ PROBE_SECONDS, PROBES = 30, 10
 PROBE = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 10)"
 
 
+class _Plain(yaml.SafeDumper):
+    """Writes what occurs twice twice, not as a reference."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Returns that there are no references."""
+        del data
+        return True
+
+
 @dataclass(frozen=True)
 class Job:
     """A job for Kubernetes.
@@ -82,10 +91,13 @@ def manifests(job: Job, command: list[str]) -> list[dict[str, Any]]:
     words = _words(job, command, endpoint=":".join(meeting), node_rank="$(PET_NODE_RANK)")
     container = _container(job, "$PET_MASTER_ADDR", "$PET_MASTER_PORT")
     label = {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
-    # A Job of Trainer ends with its first failed pod: JobSet starts all of them again.
+    # The first pod that fails ends the Job, and JobSet starts all pods again.
     spec = _job_spec(job, container) | {"backoffLimit": 0}
     replicated = {"name": "node", "template": {"metadata": {"labels": label}, "spec": spec}}
-    jobs = {"failurePolicy": {"maxRestarts": job.max_failures}, "replicatedJobs": [replicated]}
+    never = {"name": "wrongConfig", "action": "FailJobSet",
+             "onJobFailureReasons": ["PodFailurePolicy"]}  # fmt: skip
+    policy = {"maxRestarts": job.max_failures, "rules": [never]}
+    jobs = {"failurePolicy": policy, "replicatedJobs": [replicated]}
     runtime = {"mlPolicy": {"numNodes": job.nodes, "torch": {}}, "template": {"spec": jobs}}
     trainer = {
         "image": job.image, "command": ["vidtrain"], "args": words, "numNodes": job.nodes,
@@ -108,7 +120,7 @@ def valid_name(name: str) -> str:
 
 def as_yaml(objects: list[dict[str, Any]]) -> str:
     """Returns the objects as a YAML file."""
-    return yaml.safe_dump_all(objects, sort_keys=False, width=100)
+    return yaml.dump_all(objects, Dumper=_Plain, sort_keys=False, width=100)
 
 
 def create(text: str) -> str:
@@ -185,6 +197,7 @@ def _container(job: Job, host: str, port: str) -> dict[str, Any]:
     probe = f"exec python -c {shlex.quote(PROBE)} {host} {port}"
     reach = {"exec": {"command": ["sh", "-c", probe]}, "periodSeconds": PROBE_SECONDS,
              "timeoutSeconds": 15}  # fmt: skip
+    variables = [{"name": key, "value": value} for key, value in job.env.items()]
     start = job.join_seconds // PROBE_SECONDS + PROBES
     mounts: list[dict[str, Any]] = [{"name": "shm", "mountPath": "/dev/shm"}]
     for claim, path, read_only in map(_volume, job.volumes):
@@ -194,7 +207,7 @@ def _container(job: Job, host: str, port: str) -> dict[str, Any]:
         "name": "node",
         "image": job.image,
         "command": ["vidtrain"],
-        "env": [{"name": key, "value": value} for key, value in job.env.items()],
+        **({"env": variables} if variables else {}),
         "resources": {"requests": resources, "limits": resources},
         "startupProbe": {**reach, "failureThreshold": start},
         "livenessProbe": {**reach, "failureThreshold": PROBES},

@@ -103,7 +103,7 @@ def environment(job: Processes) -> dict[str, str]:
 
 def shown(job: Processes, command: list[str]) -> str:
     """Returns what would be run, as a shell command."""
-    is_host = job.endpoint is not None and _is_host(job)
+    is_host = job.endpoint is not None and holds_the_place(job)
     variables = [f"{key}={shlex.quote(value)}" for key, value in environment(job).items()]
     words = [sys.executable, "-m", "torch.distributed.run",
              *arguments(job, command, is_host=is_host)]  # fmt: skip
@@ -122,7 +122,7 @@ def run(job: Processes, command: list[str]) -> None:
         signal.signal(number, _stop_once)
     os.environ.update(environment(job))
     # torch comes late, since the way to the meeting place is tried first
-    is_host = job.endpoint is not None and _is_host(job)
+    is_host = job.endpoint is not None and holds_the_place(job)
     if job.endpoint is not None and not is_host:
         _await_endpoint(job)
     from torch.distributed import run as launcher
@@ -182,7 +182,7 @@ def _interrupted(signum: int) -> Interrupted:
     )
 
 
-def _is_host(job: Processes) -> bool:
+def holds_the_place(job: Processes) -> bool:
     """Returns whether this machine holds the meeting place.
 
     Left to itself, torchrun looks up its own host name for that, and fails where it has no address.

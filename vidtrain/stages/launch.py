@@ -1,6 +1,7 @@
 """Start a training on a cluster."""
 
 import dataclasses
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
-from vidtrain import composing, runlog
+from vidtrain import composing, runlog, sweeping
 from vidtrain.config import SCHEMAS
 from vidtrain.config_launch import LaunchConfig
 from vidtrain.errors import UsageError, did_you_mean
@@ -19,11 +20,12 @@ from vidtrain.launching import kubernetes, slurm, torchrun
 
 SHARED = {"engine", "command", "dry_run", "nodes", "processes_per_node", "max_restarts",
           "grace_seconds", "join_seconds"}  # fmt: skip
-SCHEDULED = SHARED | {"gpus_per_node", "cpus_per_process", "memory_gb", "env", "name",
-                      "max_requeues"}  # fmt: skip
+SCHEDULED = SHARED | {"gpus_per_node", "cpus_per_process", "memory_gb", "env", "name"}
 SETTINGS = {
-    "slurm": SCHEDULED | {"partition", "account", "time", "options", "setup", "interface"},
-    "kubernetes": SCHEDULED | {"image", "namespace", "volumes", "shm_gb", "gpu_resource"},
+    "slurm": SCHEDULED
+    | {"partition", "account", "time", "options", "setup", "interface", "max_requeues"},
+    "kubernetes": SCHEDULED
+    | {"image", "namespace", "volumes", "shm_gb", "gpu_resource", "max_failures"},
     "torchrun": SHARED | {"endpoint", "node_rank", "job_id", "local_addr", "interface"},
 }
 HINT = "vidtrain launch ENGINE key=value ... -- train key=value ..."
@@ -130,9 +132,10 @@ class Command:
             own = str(cfg.get("run") or HydraConfig.get().run.dir)
             self.folder = Path(own)
             self.name = str(cfg.get("name") or f"vidtrain-{self.stage}")
-            composing.leave_no_empty_folder(cfg)
         except Exception as error:  # Hydra would add its own lines to the message
             self.failures.append(error)
+        finally:
+            composing.leave_no_empty_folder(cfg)
 
 
 def check(config: LaunchConfig) -> None:
@@ -160,6 +163,9 @@ def check(config: LaunchConfig) -> None:
     if stage not in known:
         hint = did_you_mean(stage, known, cutoff=0.5) or f"it is one of {', '.join(sorted(known))}"
         raise UsageError(f"{stage!r} after -- is not a stage; {hint}")
+    shown = sweeping.SHOWING & set(words)
+    if shown:
+        raise UsageError(f"{shown.pop()} shows something and runs nothing: vidtrain {stage} ...")
     if {"-m", "--multirun"} & set(words):
         raise UsageError("a sweep submits its own jobs: vidtrain train -m hydra/launcher=slurm ...")
     least, most = torchrun.num_nodes(config.nodes)
@@ -174,11 +180,24 @@ def check(config: LaunchConfig) -> None:
         )
     for key, low in (("processes_per_node", 1), ("max_restarts", 0), ("grace_seconds", 1),
                      ("join_seconds", 1), ("gpus_per_node", 0), ("cpus_per_process", 1),
-                     ("memory_gb", 1), ("max_requeues", 0), ("shm_gb", 1),
+                     ("memory_gb", 1), ("max_requeues", 0), ("max_failures", 0), ("shm_gb", 1),
                      ("node_rank", 0)):  # fmt: skip
         value = getattr(config, key)
         if value is not None and value < low:
             raise UsageError(f"{key}={value} must be at least {low}")
+
+
+def variables(words: list[str]) -> dict[str, str]:
+    """Returns names and values of NAME=VALUE words.
+
+    Raises:
+        UsageError: A word is none.
+    """
+    found = dict(word.partition("=")[::2] for word in words)
+    for word in words:
+        if not re.match(r"[A-Za-z_]\w*=", word):
+            raise UsageError(f"env: {word!r} must be NAME=VALUE, such as NCCL_DEBUG=INFO")
+    return found
 
 
 def processes(config: LaunchConfig) -> torchrun.Processes:
@@ -206,7 +225,8 @@ def slurm_job(config: LaunchConfig, name: str, log: Path) -> slurm.Job:
         partition=config.partition, account=config.account, time=config.time,
         grace_seconds=config.grace_seconds, join_seconds=config.join_seconds,
         max_restarts=config.max_restarts, max_requeues=config.max_requeues,
-        interface=config.interface, options=config.options, setup=config.setup, env=config.env,
+        interface=config.interface, options=config.options, setup=config.setup,
+        env=variables(config.env),
     )  # fmt: skip
 
 
@@ -217,7 +237,7 @@ def kubernetes_job(config: LaunchConfig, name: str) -> kubernetes.Job:
         name=name, image=str(config.image), namespace=config.namespace, nodes=int(config.nodes),
         processes=per_node, gpus=config.gpus_per_node, gpu_resource=config.gpu_resource,
         cpus=per_node * config.cpus_per_process, memory_gb=config.memory_gb, shm_gb=config.shm_gb,
-        volumes=config.volumes, env=config.env, grace_seconds=config.grace_seconds,
+        volumes=config.volumes, env=variables(config.env), grace_seconds=config.grace_seconds,
         join_seconds=config.join_seconds, max_restarts=config.max_restarts,
-        max_failures=config.max_requeues,
+        max_failures=config.max_failures,
     )  # fmt: skip

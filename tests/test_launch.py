@@ -1,0 +1,219 @@
+"""`vidtrain launch`: what is looked through, what is written, what torchrun does with it."""
+
+import re
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import REPO
+
+Cli = Callable[..., int]
+EXAMPLES = REPO / "scripts/launch/kubernetes"
+# What a person may write, and a shell, Hydra or Kubernetes might read otherwise.
+COMMANDS = (
+    ("name='a, b=[c] \"d\" it\\'s'", "runs='/x y/$(PATH) `id`'", "log.to=[tensorboard,wandb]"),
+    ("name=x-${model.name}", "runs='/back\\slash\\\\'"),
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["slurm"], "what is to be started?"),
+        ([], "which engine, of slurm, kubernetes, torchrun?"),
+        (["slrum", "--", "train"], "engine=slrum is not known; did you mean slurm?"),
+        (["slurm", "--", "trian"], "'trian' after -- is not a stage; did you mean train?"),
+        (["slurm", "--", "train", "model=slowfst_r50"], "did you mean slowfast"),
+        (["slurm", "--", "train", "train.epoch=3"], "did you mean train.epochs"),
+        (["slurm", "--", "train", "data=folder"], "data.root must be given"),
+        (["slurm", "--", "train", "-m", "seed=1,2"], "hydra/launcher=slurm"),
+        (["slurm", "--", "train", "--cfg", "job"], "--cfg shows something and runs nothing"),
+        (["slurm", "nodse=2", "--", "train"], "did you mean nodes"),
+        (["slurm", "nodes=many", "--", "train"], "nodes=many must be a number of machines"),
+        (["slurm", "nodes=3:2", "--", "train"], "nodes=3:2 must be"),
+        (["slurm", "gpus_per_node=-1", "--", "train"], "gpus_per_node=-1 must be at least 0"),
+        (["slurm", "image=x", "--", "train"], "image=x is a setting of kubernetes"),
+        (["slurm", "env=[A]", "--", "train"], "env: 'A' must be NAME=VALUE"),
+        (["torchrun", "partition=gpu", "--", "train"], "partition=gpu is a setting of slurm"),
+        (["torchrun", "nodes=2", "--", "train"], "add endpoint=HOST:29400"),
+        (["torchrun", "endpoint=head", "--", "train"], "endpoint=head must be HOST:PORT"),
+        (["kubernetes", "--", "train"], "image must be given"),
+        (["kubernetes", "image=x", "nodes=1:2", "--", "train"], "a TrainJob has a fixed number"),
+        (["kubernetes", "image=x", "volumes=[data]", "--", "train"], "CLAIM:PATH"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_found_before_anything_is_submitted(
+    cli: Cli, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli("launch", *words) == 2
+    error = capsys.readouterr().err
+    assert message in error, error
+    assert "Traceback" not in error
+    assert not list(Path().iterdir()), "nothing is left behind"
+
+
+def test_without_the_programs_of_a_cluster_it_says_so(
+    cli: Cli, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    for words in (["slurm"], ["kubernetes", "image=x"]):
+        assert cli("launch", *words, "--", "train") == 1
+        assert "--dry-run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_a_command_comes_through_every_engine_as_it_was(
+    cli: Cli, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def printed(*settings: str) -> str:
+        assert cli("launch", *settings, "--dry-run", "--", "train", *words) == 0
+        return capsys.readouterr().out
+
+    command = ["train", *words]
+    assert shlex.split(printed("torchrun"))[-len(command) :] == command
+    script = printed("slurm", "nodes=2")
+    on_each_node = re.search(r"bash -c (.*) &\nsrun=", script, re.DOTALL)
+    assert on_each_node is not None
+    (line,) = shlex.split(on_each_node[1])
+    assert shlex.split(line.partition(" -- ")[2]) == command
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+    (job,) = yaml.safe_load_all(printed("kubernetes", "image=x"))
+    runtime, train_job = yaml.safe_load_all(printed("kubernetes", "image=x", "nodes=2"))
+    assert "args" not in pod([runtime])["containers"][0]
+    for args in (pod([job])["containers"][0]["args"], train_job["spec"]["trainer"]["args"]):
+        assert list(map(expanded, args[args.index("--") + 1 :])) == command
+    assert not list(Path().iterdir()), "nothing is left behind"
+
+
+def expanded(text: str) -> str:
+    """What Kubernetes makes of an argument: `$$(` is `$(`, which would else be a variable."""
+    assert not re.search(r"(?<!\$)\$\(", text)
+    return text.replace("$$(", "$(")
+
+
+def pod(objects: list[dict[str, Any]]) -> dict[str, Any]:
+    spec = objects[0]["spec"]
+    if objects[0]["kind"] == "TrainingRuntime":
+        (job,) = spec["template"]["spec"]["replicatedJobs"]
+        spec = job["template"]["spec"]
+    found: dict[str, Any] = spec["template"]["spec"]
+    return found
+
+
+def test_the_batch_script_asks_for_what_was_said(
+    cli: Cli, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ("nodes=1:4", "gpus_per_node=8", "cpus_per_process=6", "memory_gb=500",
+                "partition=gpu", "account=me", "time=1-12:00:00", "grace_seconds=300",
+                'options=["--constraint=a100","--comment=two words"]',
+                'setup=["module load cuda"]', 'env=["NCCL_DEBUG=WARN"]', "interface=ib0",
+                "max_requeues=7")  # fmt: skip
+    assert cli("launch", "slurm", *settings, "--dry-run", "--", "train", "name=big") == 0
+    script = capsys.readouterr().out
+    asked = re.findall(r"^#SBATCH (.*)$", script, re.MULTILINE)
+    assert {word for line in asked for word in shlex.split(line)} == {
+        "--job-name=big", "--nodes=1-4", "--ntasks-per-node=1", "--gpus-per-node=8",
+        "--cpus-per-task=48", "--mem=500G", "--partition=gpu", "--account=me",
+        "--time=1-12:00:00", "--signal=B:USR1@330", "--open-mode=append", "--requeue",
+        f"--output={Path.cwd()}/runs/big/slurm-%j.log", "--constraint=a100",
+        "--comment=two words",
+    }  # fmt: skip
+    for line in ("export NCCL_DEBUG=WARN", "module load cuda", "--wait=330", "-ge 7 ]",
+                 "processes_per_node=8", "grace_seconds=300", "interface=ib0"):  # fmt: skip
+        assert line in script
+    assert "@" not in script.replace("USR1@330", ""), "no gap is left open"
+
+
+KUBERNETES = ("image=REGISTRY/vidtrain:1", "memory_gb=400", "volumes=[videos:/data:ro,runs:/runs]")
+TRAIN = ("--dry-run", "--", "train", "model=slowfast_r50", "data=folder", "data.root=/data",
+         "name=slowfast")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("example", "words"),
+    [
+        ("job.yaml", ("gpus_per_node=1",)),
+        ("trainjob.yaml", ("nodes=2", "gpus_per_node=8")),
+    ],
+)
+def test_manifests_keep_to_the_published_schema(
+    cli: Cli, example: str, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli("launch", "kubernetes", *KUBERNETES, *words, *TRAIN) == 0
+    text = capsys.readouterr().out
+    assert (EXAMPLES / example).read_text() == text, "the example is what the command prints"
+    objects = list(yaml.safe_load_all(text))
+    models = pytest.importorskip(
+        "kubeflow_trainer_api.models", reason="pip install kubeflow-trainer-api: the schema"
+    )
+    kinds = {"Job": models.IoK8sApiBatchV1Job, "TrainJob": models.TrainerV1alpha1TrainJob,
+             "TrainingRuntime": models.TrainerV1alpha1TrainingRuntime}  # fmt: skip
+    for found in objects:
+        read = kinds[found["kind"]].from_dict(found).to_dict()
+        assert missing(found, read) == [], "fields that the schema does not know"
+
+
+def missing(given: Any, kept: Any, where: str = "") -> list[str]:
+    """Fields that are not in what a schema has made of them, or have another value there."""
+    if isinstance(given, dict) and isinstance(kept, dict):
+        return [
+            line for key in given for line in missing(given[key], kept.get(key), f"{where}.{key}")
+        ]
+    if isinstance(given, list) and isinstance(kept, list) and len(given) == len(kept):
+        pairs = enumerate(zip(given, kept, strict=True))
+        return [line for n, (a, b) in pairs for line in missing(a, b, f"{where}[{n}]")]
+    return [] if given == kept else [where]
+
+
+def test_a_pod_has_what_a_training_needs(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (("gpus_per_node=1",), ("nodes=2", "gpus_per_node=8")):
+        assert cli("launch", "kubernetes", *KUBERNETES, *words, *TRAIN) == 0
+        found = pod(list(yaml.safe_load_all(capsys.readouterr().out)))
+        assert found["restartPolicy"] == "Never", "which a podFailurePolicy needs"
+        assert found["terminationGracePeriodSeconds"] > 120, "grace_seconds, and some"
+        (container,) = found["containers"]
+        mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+        volumes = {volume["name"]: volume for volume in found["volumes"]}
+        assert volumes[mounts["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
+        assert volumes[mounts["/data"]]["persistentVolumeClaim"]["claimName"] == "videos"
+        assert set(mounts.values()) == set(volumes)
+
+
+def test_the_probe_tells_whether_the_meeting_place_answers(
+    cli: Cli, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli("launch", "kubernetes", *KUBERNETES, "nodes=2", *TRAIN) == 0
+    (container,) = pod(list(yaml.safe_load_all(capsys.readouterr().out)))["containers"]
+    command = container["livenessProbe"]["exec"]["command"]
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/bin:/usr/bin")
+    with socket.create_server(("127.0.0.1", 0)) as place:
+        port = place.getsockname()[1]
+        monkeypatch.setenv("PET_MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("PET_MASTER_PORT", str(port))
+        assert subprocess.run(command, check=False, capture_output=True).returncode == 0
+    assert subprocess.run(command, check=False, capture_output=True).returncode != 0
+
+
+@pytest.mark.parametrize("name", ["My run_1.b", "3d", "---", "x" * 90, "a-" * 30])
+def test_any_name_becomes_one_that_kubernetes_takes(name: str) -> None:
+    from vidtrain.launching.kubernetes import valid_name
+
+    assert re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", valid_name(name))
+
+
+def test_a_machine_knows_whether_the_meeting_place_is_its_own() -> None:
+    from vidtrain.launching.torchrun import Processes, holds_the_place
+
+    def holds(endpoint: str, node_rank: int | None = None) -> bool:
+        return holds_the_place(Processes("2", 1, 0, 1, 1, endpoint=endpoint, node_rank=node_rank))
+
+    assert holds("localhost:29400") and holds("127.0.0.1:29400")
+    assert not holds("192.0.2.7:29400"), "an address kept for documentation"
+    assert not holds("no-such-name.invalid:29400"), "torchrun itself would fail here"
+    assert holds("192.0.2.7:29400", node_rank=0) and not holds("localhost:29400", node_rank=1)
