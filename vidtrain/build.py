@@ -145,6 +145,11 @@ def check_parallel(config: TrainConfig) -> None:
             raise UsageError(f"parallel.{key}={value} rounds what travels; repro=strict does not")
     if given.gather == "bf16" and config.precision.dtype != "bf16":
         raise UsageError("parallel.gather=bf16 lets layers compute in bf16; set precision=bf16 too")
+    if given.static_graph and config.train.accumulate != 1:
+        raise UsageError(
+            f"parallel.static_graph=true fails in torch with train.accumulate="
+            f"{config.train.accumulate}; leave it out, or take one micro-batch per step"
+        )
     if given.kind == "fsdp":
         for key, value, wanted in (
             ("model.channels_last", config.model.channels_last, False),
