@@ -6,8 +6,10 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 
+import psutil
 from conftest import REPO, vidtrain
 
 TOOLS = REPO.parent / "shared" / "tools"
@@ -53,8 +55,14 @@ class Cluster:
         return shown.partition(f" {name}=")[2].partition(" ")[0]
 
     def start_soon(self, job: str) -> None:
-        """Takes away the minutes that Slurm lets a job wait that was queued again."""
-        self.run("scontrol", "update", f"jobid={job}", "StartTime=now", check=False)
+        """Takes away most of the two minutes that Slurm lets a job wait that was queued again.
+
+        It does so since a node refuses to start a job in the second in which it was ended there.
+        """
+        begin = self.fact(job, "StartTime")
+        if self.fact(job, "Reason") == "BeginTime" and begin != "Unknown":
+            if datetime.fromisoformat(begin) > datetime.now() + timedelta(seconds=10):
+                self.run("scontrol", "update", f"jobid={job}", "StartTime=now+5", check=False)
 
     def wait(self, what: Callable[[], object], seconds: float = 300) -> None:
         """Waits until something holds."""
@@ -81,5 +89,10 @@ def cluster(folder: Path) -> Iterator[Cluster]:
     finally:
         slurm.run("scancel", "--full", "--signal=KILL", "--state=RUNNING", check=False)
         slurm.run("scancel", "--user=root", check=False)
+        files = [*folder.glob("run/slurm*.pid"), *folder.glob("munge/munged.pid")]
+        daemons = [psutil.Process(int(pid)) for file in files
+                   if psutil.pid_exists(int(pid := file.read_text()))]  # fmt: skip
         subprocess.run(["bash", str(TOOLS / "fake_slurm_down.sh"), str(folder)], check=False)
+        for daemon in psutil.wait_procs(daemons, timeout=10)[1]:  # one waits for its job
+            daemon.kill()
         os.environ.pop("SLURM_CONF", None)

@@ -1,5 +1,6 @@
 """Trainings under a real Slurm: preempted, near the time limit, on a node that dies."""
 
+import csv
 import json
 import os
 import signal
@@ -7,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import TESTS, same_state, torchrun
+from conftest import TESTS, same_state, torchrun, vidtrain
 from slurm_cluster import Cluster, cluster, why_not
 
 REASON = why_not()
@@ -18,7 +19,7 @@ pytestmark = [
     pytest.mark.timeout(900),
 ]
 
-STEPS = 4000
+STEPS = 1500
 NODES = ("nodes=2", "processes_per_node=1", "gpus_per_node=0", "cpus_per_process=1",
          "interface=lo", "grace_seconds=30", "partition=low", "time=20:00")  # fmt: skip
 
@@ -35,7 +36,7 @@ def training(class_folders: Path) -> tuple[str, ...]:
     """Arguments of a training of a minute."""
     return (
         "train", "--config-dir", str(TESTS / "my_conf"), "model=tiny", "data=folder",
-        f"data.root={class_folders}", "data.num_workers=0", "num_threads=1", "train.batch_size=8",
+        f"data.root={class_folders}", "data.num_workers=1", "num_threads=1", "train.batch_size=8",
         "train.epochs=2000", f"train.max_steps={STEPS}", "eval.batch_size=4", "log.to=[]",
         "optimizer.lr=0.001", "save.every='100 steps'", "validate.every=5000",
     )  # fmt: skip
@@ -81,7 +82,8 @@ def finished(slurm: Cluster, job: str, run: Path, unbroken: Path, restarts: int)
 
 
 def preempt(slurm: Cluster, job: str) -> None:
-    slurm.run("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 3")
+    slurm.run("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 3",
+              "--output=/dev/null")  # fmt: skip
 
 
 def near_the_limit(slurm: Cluster, job: str) -> None:
@@ -99,7 +101,7 @@ def kill_node(slurm: Cluster, job: str) -> None:
         if b"SLURMD_NODENAME=n2\0" in environment:
             os.kill(int(name), signal.SIGKILL)
     os.kill(daemon, signal.SIGKILL)
-    slurm.wait(lambda: "down" in slurm.run("sinfo", "-N", "-h", "-n", "n2"), seconds=120)
+    slurm.wait(lambda: slurm.fact(job, "Restarts") == "1")  # Slurm has noticed
     slurm.start_node("n2")
 
 
@@ -114,7 +116,9 @@ def test_a_job_is_queued_again_and_ends_with_the_same_bits(
     assert slurm.fact(job, "JobState") == "RUNNING"
     trouble(slurm, job)
     finished(slurm, job, run, unbroken, restarts=1)
-    assert "going on from step" in words(run)
+    said = words(run)
+    assert "going on from step" in said
+    assert ("stopped and saved at step" in said) == (trouble is not kill_node)
 
 
 def test_a_job_that_fails_is_not_queued_again(
@@ -124,3 +128,31 @@ def test_a_job_that_fails_is_not_queued_again(
     slurm.wait(lambda: slurm.fact(job, "JobState") == "FAILED", seconds=120)
     assert slurm.fact(job, "Restarts") == "0"
     assert "/nowhere" in words(tmp_path / "runs/bad")
+
+
+def test_a_job_that_is_cancelled_saves_and_is_not_queued_again(
+    slurm: Cluster, training: tuple[str, ...], tmp_path: Path
+) -> None:
+    run = tmp_path / "runs/job"
+    job = slurm.submit(*NODES, "--", *training, "name=job", cwd=tmp_path)
+    slurm.wait(lambda: saved(run) >= 100)
+    slurm.run("scancel", job)
+    slurm.wait(lambda: slurm.fact(job, "JobState") == "CANCELLED")
+    assert slurm.fact(job, "Restarts") == "0"
+    assert "stopped and saved at step" in words(run)
+
+
+def test_a_sweep_is_a_job_for_each_run(
+    slurm: Cluster, training: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="vidtrain[sweep]")
+    monkeypatch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
+    where = ("hydra/launcher=slurm", "hydra.launcher.partition=low", "hydra.launcher.mem_gb=1",
+             "hydra.launcher.gpus_per_node=0", "hydra.launcher.cpus_per_task=1")  # fmt: skip
+    short = ("train.max_steps=20", "name=s", "seed=0,1")
+    done = vidtrain("train", "-m", *where, *training[1:-1], *short, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with open(tmp_path / "runs/s/sweep.csv", encoding="utf-8", newline="") as file:
+        assert [row["state"] for row in csv.DictReader(file)] == ["done", "done"]
+    jobs = {path.name.partition("_")[0] for path in tmp_path.glob("runs/s/.submitit/*_*")}
+    assert jobs, "it ran under Slurm"

@@ -89,3 +89,12 @@ def test_nobody_at_the_meeting_place_is_said(small_run: tuple[str, ...], tmp_pat
     done = vidtrain("launch", "torchrun", *words, "--", "train", *small_run, cwd=tmp_path)
     assert done.returncode == 1
     assert f"nobody answers at endpoint=127.0.0.1:{port}" in done.stderr
+
+
+def test_a_port_in_use_is_said(small_run: tuple[str, ...], tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as place:
+        endpoint = f"endpoint=127.0.0.1:{place.getsockname()[1]}"
+        words = ("nodes=2", endpoint, "node_rank=0", "--", "train", *small_run)
+        done = vidtrain("launch", "torchrun", *words, cwd=tmp_path)
+    assert done.returncode == 1
+    assert f"cannot listen at {endpoint}" in done.stderr, done.stderr

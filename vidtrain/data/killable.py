@@ -1,13 +1,18 @@
 """One process for each job, so that a job that hangs or dies takes nothing else with it."""
 
 import math
-import multiprocessing
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable
-from multiprocessing import connection, forkserver, parent_process, resource_tracker
+from multiprocessing import (
+    connection,
+    forkserver,
+    parent_process,
+    popen_forkserver,
+    resource_tracker,
+)
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any, TypeVar
 
@@ -15,6 +20,24 @@ from vidtrain.interrupt import Stop
 
 J = TypeVar("J")
 TICK_SECONDS = 0.3
+
+
+class _Popen(popen_forkserver.Popen):
+    """A process that is killed where it would be sent SIGTERM, which it ignores."""
+
+    def terminate(self) -> None:
+        """Kills the process."""
+        self.kill()
+
+
+class _Process(ForkServerProcess):
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:
+        return _Popen(process_obj)
+
+
+class _Context(ForkServerContext):
+    Process = _Process
 
 
 def clean_server(module: str) -> ForkServerContext:
@@ -25,12 +48,13 @@ def clean_server(module: str) -> ForkServerContext:
     Args:
         module: What the server imports once, for all of them.
     """
-    context = multiprocessing.get_context("forkserver")
+    context = _Context()
     context.set_forkserver_preload(["vidtrain.data.own_group", module])
-    # A terminal sends Ctrl-C to all processes: one that is importing would end with a traceback.
-    resource_tracker.ensure_running()  # when it starts, it lets signals through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGUSR1})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     try:
+        resource_tracker.ensure_running()  # takes SIGINT and SIGTERM out of the mask
+        # A terminal sends Ctrl-C to all: one that is importing would end with a traceback.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -95,7 +95,8 @@ class _Start:
     def __call__(self, worker: int) -> None:
         del worker
         torch.set_num_threads(1)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+        for number in (signal.SIGINT, signal.SIGTERM):  # are the main process's to handle
+            signal.signal(number, signal.SIG_IGN)
         start_reading(self.index)
 
 

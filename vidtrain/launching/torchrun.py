@@ -146,8 +146,16 @@ def run(job: Processes, command: list[str]) -> None:
         launcher.run(parser.parse_args(words))
     except RendezvousConnectionError as error:
         raise InputError(
+            f"this machine cannot listen at endpoint={job.endpoint}: another program, or a job of "
+            "the same machine, has the port" if is_host else
             f"the machine at endpoint={job.endpoint}, where all meet, is gone; start all of them "
             "again with the same command"
+        ) from error  # fmt: skip
+    except AttributeError as error:  # torchrun's own, where it has no result to look at
+        if "is_failed" not in str(error):
+            raise
+        raise InputError(
+            f"the others at endpoint={job.endpoint} have ended already; there is nobody to join"
         ) from error
     except SignalException as error:
         raise _interrupted(error.sigval) from error
