@@ -37,4 +37,4 @@ def test_nobody_is_blamed_where_all_wait_at_the_same_place() -> None:
 def test_many_are_counted_and_a_lost_store_is_said() -> None:
     notes = [note(rank, 9 if rank < 2 else 8, waiting=True) for rank in range(12)]
     assert message(notes, 0, 60).endswith("; and 2 more")
-    assert "the store of the processes does not answer" in message([], 0, 60)
+    assert "the store that rank 0 holds does not answer" in message([], 0, 60)
