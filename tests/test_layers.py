@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-GROUND = {"errors", "randomness", "distributed", "interrupt"}
+GROUND = {"errors", "randomness", "distributed", "interrupt", "words"}
 CONFIG = {
     "config", "config_benchmark", "config_data", "config_doctor", "config_launch", "config_model",
     "config_parallel", "config_plot", "config_repro", "config_train",

@@ -130,7 +130,7 @@ def tidy(folder: Path) -> None:
 
 
 def _check_room(folder: Path, parts: Iterable[Any]) -> None:
-    needed = int(1.05 * sum(map(_bytes, parts))) + 2**20
+    needed = int(1.05 * sum(map(size_of, parts))) + 2**20
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise InputError(
@@ -139,12 +139,13 @@ def _check_room(folder: Path, parts: Iterable[Any]) -> None:
         )
 
 
-def _bytes(value: Any) -> int:
+def size_of(value: Any) -> int:
+    """Returns the bytes of nested tensors and plain values; of sharded tensors, of all parts."""
     if isinstance(value, torch.Tensor):
         return value.nbytes
     if isinstance(value, dict):
-        return sum(map(_bytes, value.values()))
-    return sum(map(_bytes, value)) if isinstance(value, list | tuple) else 8
+        return sum(map(size_of, value.values()))
+    return sum(map(size_of, value)) if isinstance(value, list | tuple) else 8
 
 
 def _sync(path: Path) -> None:

@@ -143,7 +143,7 @@ def _dispatch(argv: list[str]) -> int:
     if key is not None:
         before = ["", *rest]
         rest = [
-            f"{key}='{word}'"
+            f"{key}={words.quoted(word)}"
             if word[:1] not in "-+~" and "=" not in word and last[:1] != "-"
             else word
             for last, word in zip(before, rest, strict=False)
@@ -257,7 +257,7 @@ def _stage_help(stage: str, argv: list[str]) -> str:
     root = conf_dir() / f"{stage}.yaml"
     comment = "\n".join(_comment(root))
     text = [f"vidtrain {stage}: {comment}\n"]
-    folders = [conf_dir(), *(Path(p) for p in _config_dirs(argv))]
+    folders = [conf_dir(), *(Path(p) for p in words.config_dirs(argv))]
     body = root.read_text("utf-8")
     groups = [
         g.name
@@ -276,12 +276,6 @@ def _stage_help(stage: str, argv: list[str]) -> str:
         "  --hydra-help                  Hydra's own flags\n"
     )
     return "\n".join(text)
-
-
-def _config_dirs(argv: list[str]) -> list[str]:
-    pairs = zip(argv, [*argv[1:], ""], strict=True)
-    after = [value for flag, value in pairs if flag in ("--config-dir", "-cd")]
-    return after + [a.split("=", 1)[1] for a in argv if a.startswith("--config-dir=")]
 
 
 def _comment(path: Path) -> list[str]:

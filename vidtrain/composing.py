@@ -21,6 +21,7 @@ from vidtrain.errors import InputError, UsageError
 from vidtrain.explaining import explain
 from vidtrain.run_folders import here_are
 from vidtrain.teacher_choice import choose_teacher
+from vidtrain.words import config_dirs
 
 FLAGS_WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp",
                     "--package", "-p", "--cfg", "-c", "--info", "-i")  # fmt: skip
@@ -69,8 +70,7 @@ def run_hydra(stage: str, overrides: list[str], call: Call, *, conf: Path) -> No
     if issubclass(SCHEMAS[stage], RunConfig) and "--hydra-help" not in overrides:
         overrides = _record_run(stage, overrides)
     if stage == "train":
-        pairs = zip(overrides, [*overrides[1:], ""], strict=False)
-        own = [Path(value) for flag, value in pairs if flag in ("--config-dir", "-cd")]
+        own = map(Path, config_dirs(overrides))
         overrides = choose_teacher(overrides, [conf, *own])
     before = sys.argv
     flags, settings = _in_order(overrides)

@@ -4,6 +4,7 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from omegaconf import DictConfig
 
 from vidtrain import batch_finder, build, composing, distributed, runlog, sizes, strict
-from vidtrain.checkpoint import flat
+from vidtrain.checkpoint_writing import size_of
 from vidtrain.config_train import TrainConfig
 from vidtrain.data.augment import to_input
 from vidtrain.data.generated import noise
@@ -24,6 +25,7 @@ from vidtrain.parts import Parts, build_parts, last_step, validation
 from vidtrain.report.terminal import counted, doing, duration
 from vidtrain.resuming import save
 from vidtrain.saving import Saver
+from vidtrain.sharded_saving import weights_of
 from vidtrain.training.host_memory import peak_rss, rss
 from vidtrain.training.timeline import occasions
 from vidtrain.trials import counts, step_on_noise, without_data
@@ -49,13 +51,9 @@ def dry_run(config: TrainConfig) -> None:
             composing.leave_no_empty_folder(DictConfig({"run_dir": config.run_dir}))
         config = batch_finder.settled(config, world)
         with doing("dry run: building data, model and optimizer", main=world.is_main):
-            counted_data = counts(config, world)
-            config = without_data(config, counted_data)
-            before = rss()
-            parts = build_parts(config, world)
-            strict.refuse(config, parts, world)
-            parts.network = build.replicated(config, parts.model, world)
-        found: dict[str, Any] = dict(zip(("classes", "videos", "held_out"), counted_data,
+            tried = built(config, world)
+        config, parts = tried.config, tried.parts
+        found: dict[str, Any] = dict(zip(("classes", "videos", "held_out"), tried.counted,
                                          strict=True))  # fmt: skip
         with doing("dry run: warming up, and timing training steps", main=world.is_main):
             found["steps"] = steps(parts, config, world)
@@ -64,13 +62,55 @@ def dry_run(config: TrainConfig) -> None:
         with doing("dry run: writing a checkpoint", main=world.is_main):
             found["checkpoint"] = checkpoint_size(parts, config, world)
         with doing("dry run: counting operations and memory", main=world.is_main):
-            found["gmacs"] = gmacs(config, counted_data[0]) if world.is_main else None
-            cuda = world.device.type == "cuda"
-            peak = torch.cuda.max_memory_allocated() if cuda else peak_rss() - before
-            found["peak"] = max(distributed.share(distributed.gather(peak, world), world))
+            found["gmacs"] = gmacs(config, tried.counted[0]) if world.is_main else None
+            peaks = distributed.gather(tried.peak(world), world)
+            found["peak"] = max(distributed.share(peaks, world))
         if world.is_main:
             for line in told(parts, config, world, found):
                 runlog.warn(line)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A training that needs no data, as it was built to be tried.
+
+    Attributes:
+        config: Its settings.
+        counted: Classes, training and validation videos.
+        before: Resident bytes of the process before it was built.
+        parts: What it consists of.
+    """
+
+    config: TrainConfig
+    counted: tuple[int, int, int]
+    before: int
+    parts: Parts
+
+    def peak(self, world: World) -> int:
+        """Returns the most bytes it took: allocated on the GPU, or by which the process grew."""
+        if world.device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated())
+        return max(0, peak_rss() - self.before)
+
+
+def built(config: TrainConfig, world: World) -> Tried:
+    """Builds a training on generated clips, in the order in which `train` builds its own.
+
+    Args:
+        config: The training, with a number for train.accumulate (see `batch_finder.settled`).
+        world: This process among all.
+
+    Raises:
+        UsageError: Settings that do not fit together.
+        InputError: Neither the data nor data.published is there, or weights cannot be loaded.
+    """
+    counted_data = counts(config, world)
+    config = without_data(config, counted_data)
+    before = rss()
+    parts = build_parts(config, world)
+    strict.refuse(config, parts, world)
+    parts.network = build.replicated(config, parts.model, world)
+    return Tried(config, counted_data, before, parts)
 
 
 def steps(parts: Parts, config: TrainConfig, world: World) -> dict[Shape | None, float]:
@@ -131,11 +171,7 @@ def checkpoint_size(parts: Parts, config: TrainConfig, world: World) -> int:
     Weights that processes share are counted only: a temporary folder is no place that all see.
     """
     if parts.sharded:
-        average = parts.average.state_dict() if parts.average is not None else {}
-        kept = {"model": parts.model.state_dict(), "average": average,
-                "optimizer": parts.optimizer.state_dict()["state"]}  # fmt: skip
-        return sum(value.numel() * value.element_size() for value in flat(kept).values()
-                   if isinstance(value, torch.Tensor))  # fmt: skip
+        return size_of([weights_of(parts), parts.optimizer.state_dict()["state"]])
     if not world.is_main:
         return 0
     with (

@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from vidtrain.errors import InputError, did_you_mean
 from vidtrain.targets import locate
+from vidtrain.words import config_dirs
 
 MOST_NAMES = 40  # of a list in a message
 ALIKE = 0.75  # of names at another place than the one given; see did_you_mean
@@ -78,17 +79,19 @@ def _explain_key(key: str, stage: str, overrides: list[str], conf: Path) -> str:
     if found is None and place in groups:
         choices = [name for name in groups[place] if name != "none"]
         return f"{refused}: nothing is chosen for {place}; choose {place}={' or '.join(choices)}"
-    inside = dict(_settings(found, f"{place}." * bool(place), groups))
+    names = _settings(found, f"{place}." * bool(place), groups)
+    inside = dict(zip(names, names, strict=True))
     target = found.get("_target_") if isinstance(found, dict) else None
     extra = _arguments(target, place)
     if place == parent and last in extra:
         return f"{refused}: {target} takes it, and its YAML does not give it; write +{key}=..."
     inside |= {f"+{place}.{name}": f"{place}.{name}" for name in extra
                if f"{place}.{name}" not in inside}  # fmt: skip
-    return f"{refused}; {_nearest(key, inside, dict(_settings(config, '', groups)), place)}"
+    everywhere = _settings(config, "", groups)
+    return f"{refused}; {_nearest(key, inside, everywhere, place)}"
 
 
-def _nearest(key: str, inside: dict[str, str], everywhere: dict[str, str], place: str) -> str:
+def _nearest(key: str, inside: dict[str, str], everywhere: list[str], place: str) -> str:
     """Returns a question with the nearest settings: those of the same node come first.
 
     Args:
@@ -100,9 +103,13 @@ def _nearest(key: str, inside: dict[str, str], everywhere: dict[str, str], place
     start, last = len(f"{place}." * bool(place)), key.rpartition(".")[2]
     near = _alike(key[start:], {word: name[start:] for word, name in inside.items()}, 0.6)
     if not near:
-        parts = {word: name.rpartition(".")[2] for word, name in everywhere.items()}
+        parts = {name: name.rpartition(".")[2] for name in everywhere}
         near = [word for word, part in parts.items() if part == last][:3]  # at another place
-        near = near or _alike(last, parts, ALIKE) or _alike(key, everywhere, ALIKE)
+        near = (
+            near
+            or _alike(last, parts, ALIKE)
+            or _alike(key, dict(zip(everywhere, everywhere, strict=True)), ALIKE)
+        )
     if near:
         return f"did you mean {' or '.join(near)}?"
     if place and inside:
@@ -124,9 +131,7 @@ def _one_of(names: list[str], more: str = "") -> str:
 
 def _composed(stage: str, overrides: list[str], conf: Path) -> tuple[dict[str, list[str]], Any]:
     """Returns the groups with their choices, and the config with the groups that were chosen."""
-    pairs = list(zip(overrides, [*overrides[1:], ""], strict=True))
-    own = [value for flag, value in pairs if flag in ("--config-dir", "-cd")]
-    own += [word.split("=", 1)[1] for word in overrides if word.startswith("--config-dir=")]
+    own = config_dirs(overrides)
     groups: dict[str, list[str]] = {}
     for folder in (conf, *map(Path, own)):
         for file in sorted(folder.glob("*/*.yaml")):
@@ -156,16 +161,16 @@ def _deepest(config: Any, key: str) -> tuple[str, Any]:
     return ".".join(place), config
 
 
-def _settings(node: Any, prefix: str, groups: dict[str, list[str]]) -> list[tuple[str, str]]:
-    """Returns every setting below a node, and at the root the groups, each twice."""
+def _settings(node: Any, prefix: str, groups: dict[str, list[str]]) -> list[str]:
+    """Returns the key of every setting below a node, and at the root the groups."""
     names = [] if prefix else list(groups)
     for key, child in node.items() if isinstance(node, dict) else ():
         if key == "_target_":
             continue
         names.append(f"{prefix}{key}")
         if isinstance(child, dict) and child:
-            names[-1:] = [name for name, _ in _settings(child, f"{prefix}{key}.", groups)]
-    return [(name, name) for name in dict.fromkeys(names)]
+            names[-1:] = _settings(child, f"{prefix}{key}.", groups)
+    return list(dict.fromkeys(names))
 
 
 def _arguments(target: Any, where: str) -> list[str]:

@@ -17,6 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from vidtrain import sweeps, targets
 from vidtrain.config import TrainConfig
 from vidtrain.errors import Interrupted, UsageError
+from vidtrain.words import config_dirs
 
 # Flags with which Hydra shows something and runs nothing.
 SHOWING = {"--cfg", "-c", "--info", "-i", "--hydra-help"}
@@ -46,10 +47,7 @@ def settings(
     groups = sorted(swept & {"model", "data"})
     if groups and "name" not in fixed.keys() | swept:  # the name is made of theirs
         fixed["name"] = f"name=sweep-{'-'.join(groups)}"
-    pairs = zip(flags, [*flags[1:], ""], strict=True)
-    folders = [f"file://{Path(b).resolve()}" for a, b in pairs if a in ("--config-dir", "-cd")]
-    folders += [f"file://{Path(a.split('=', 1)[1]).resolve()}" for a in flags
-                if a.startswith("--config-dir=")]  # fmt: skip
+    folders = [f"file://{Path(folder).resolve()}" for folder in config_dirs(flags)]
     paths = [] if "hydra.searchpath" in fixed else [f"hydra.searchpath={json.dumps(folders)}"]
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
         cfg = hydra.compose(stage, [*fixed.values(), *paths], return_hydra_config=True)

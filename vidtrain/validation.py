@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,6 +39,7 @@ def validate(parts: Parts, config: TrainConfig, log: RunLog, world: World) -> bo
         networks["val_raw"] = parts.model
     judged: dict[str, float] = {}
     shown: list[Scores] = []
+    told: list[dict[str, Any]] = []  # on rank 0 all figures of each network
     for kind, network in networks.items():
         distributed.copy_buffers(network, world)
         if config.train.precise_bn:
@@ -51,21 +53,26 @@ def validate(parts: Parts, config: TrainConfig, log: RunLog, world: World) -> bo
                 ),
                 precision=parts.precision, world=world,
             )  # fmt: skip
-        found = distributed.together(partial(tell, parts, config, log, kind, scores), world)
+        found = distributed.together(partial(tell, parts, config, log, kind, scores, told), world)
         judged, shown = judged or found, shown or scores
     log.table()
     name, progress = metric(config, parts), parts.progress
     among = progress.judge(judged[name], judged, lower_is_better=name == "loss",
                            keep=config.save.keep_best)  # fmt: skip
     if progress.best[0]["step"] == progress.step:
-        distributed.together(partial(show, parts, log, shown), world)
+        distributed.together(
+            lambda: log.best(shown, told[0], parts.class_names, task=parts.task,
+                             views=parts.val.views),
+            world,
+        )  # fmt: skip
     return among
 
 
 def tell(
-    parts: Parts, config: TrainConfig, log: RunLog, kind: str, scores: list[Scores]
-) -> dict[str, float]:
-    """Writes and says the figures of an evaluation.
+    parts: Parts, config: TrainConfig, log: RunLog, kind: str, scores: list[Scores],
+    told: list[dict[str, Any]],
+) -> dict[str, float]:  # fmt: skip
+    """Writes and says the figures of an evaluation, and adds all of them to `told`.
 
     Returns:
         The figures that are plain numbers.
@@ -84,17 +91,8 @@ def tell(
     words = {"val": " (averaged weights)" if averaged else "", "val_raw": " (plain weights)"}
     log.say(f"epoch {parts.timeline.epoch_of(parts.progress.step):.4g}: "
             f"{parts.task.summary(found)}{words[kind]}")  # fmt: skip
+    told.append(found)
     return numbers
-
-
-def show(parts: Parts, log: RunLog, scores: list[Scores]) -> None:
-    """Draws the validation that is the best so far.
-
-    Raises:
-        InputError: A picture cannot be written, or a video cannot be read.
-    """
-    found = parts.task.figures(scores, parts.class_names)
-    log.best(scores, found, parts.class_names, task=parts.task, views=parts.val.views)
 
 
 def metric(config: TrainConfig, parts: Parts) -> str:

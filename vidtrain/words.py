@@ -9,6 +9,14 @@ def quoted(word: str) -> str:
     return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
 
 
+def config_dirs(words: list[str]) -> list[str]:
+    """Returns the folders of a user's own YAML files that a command line names."""
+    pairs = zip(words, [*words[1:], ""], strict=False)
+    after = [value for flag, value in pairs if flag in ("--config-dir", "-cd")]
+    joined = [word.partition("=")[2] for word in words if word.startswith("--config-dir=")]
+    return after + joined
+
+
 def join_folders(words: list[str]) -> list[str]:
     """Returns the words with all bare ones joined to `folders=[...]`."""
     before = ["", *words]

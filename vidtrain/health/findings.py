@@ -95,8 +95,7 @@ def merged(reports: Mapping[int, Sequence[Finding]], members: Mapping[int, Membe
     for rank in sorted(reports):
         for finding in reports[rank]:
             subjects.setdefault(finding.subject, []).append((rank, finding))
-    lines = [line for found in subjects.values() for line in _of_subject(found, members)]
-    return lines
+    return [line for found in subjects.values() for line in _of_subject(found, members)]
 
 
 def line(finding: Finding, members: Sequence[Member] = ()) -> Line:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from vidtrain import batch_finder, build, distributed, provenance, strict
+from vidtrain import batch_finder, distributed, provenance, strict
 from vidtrain import dry_run as trying
 from vidtrain.config_doctor import DoctorConfig
 from vidtrain.distributed import World
@@ -24,9 +24,6 @@ from vidtrain.health.decoders import decoders
 from vidtrain.health.findings import Finding, Line, line
 from vidtrain.health.meeting import Room
 from vidtrain.health.reporting import Report, show
-from vidtrain.parts import build_parts
-from vidtrain.training.host_memory import peak_rss, rss
-from vidtrain.trials import counts, without_data
 
 # Settings that by themselves do not make it the examination of a training.
 OWN = {"runs", "name", "data", "device", "num_threads", "json", "dry_step", "limit_seconds",
@@ -271,15 +268,10 @@ def wants_step(config: DoctorConfig) -> bool:
 def dry_step(config: DoctorConfig, world: World, room: Room) -> Iterator[Finding]:
     """Takes a training step and an evaluation step on generated clips."""
     try:
-        counted = counts(config, world)
         with strict.mode(config):
-            tried = without_data(batch_finder.settled(config, world), counted)
-            before = rss()
-            parts = build_parts(tried, world)
-            strict.refuse(tried, parts, world)
-            parts.network = build.replicated(tried, parts.model, world)
-            seconds = list(trying.steps(parts, tried, world).values())[-1]
-            trying.evaluation(parts, tried, world)
+            tried = trying.built(batch_finder.settled(config, world), world)
+            seconds = list(trying.steps(tried.parts, tried.config, world).values())[-1]
+            trying.evaluation(tried.parts, tried.config, world)
     except torch.OutOfMemoryError:
         room.begin("out of memory in the dry step")
         yield Finding("dry step", "fail", "out of GPU memory",
@@ -288,9 +280,8 @@ def dry_step(config: DoctorConfig, world: World, room: Room) -> Iterator[Finding
     except InputError as error:
         yield Finding("dry step", "fail", str(error))
         return
-    cuda = world.device.type == "cuda"
-    peak = torch.cuda.max_memory_allocated() if cuda else max(0, peak_rss() - before)
-    clips, where = parts.plan.batch_size, "allocated on the GPU" if cuda else "of growth"
+    peak, clips = tried.peak(world), tried.parts.plan.batch_size
+    where = "allocated on the GPU" if world.device.type == "cuda" else "of growth"
     text = f"{config.model.name}, {clips} clips in {seconds:.3g} s ({clips / seconds:.3g} clips/s)"
     yield Finding("dry step", "ok", text, number=seconds)
     yield Finding("dry step memory", "ok", f"{peak / GIB:.2f} GiB {where}", number=peak)

@@ -216,12 +216,17 @@ def processes(config: LaunchConfig) -> torchrun.Processes:
     )
 
 
+def per_node(config: LaunchConfig) -> int:
+    """Returns the processes of each node that a scheduler is asked for."""
+    return config.processes_per_node or config.gpus_per_node or 1
+
+
 def slurm_job(config: LaunchConfig, name: str, log: Path) -> slurm.Job:
     """Returns what Slurm is asked for."""
-    per_node = config.processes_per_node or config.gpus_per_node or 1
+    per = per_node(config)
     return slurm.Job(
-        name=name, log=log, nodes=config.nodes, processes=per_node, gpus=config.gpus_per_node,
-        cpus=per_node * config.cpus_per_process, memory_gb=config.memory_gb,
+        name=name, log=log, nodes=config.nodes, processes=per, gpus=config.gpus_per_node,
+        cpus=per * config.cpus_per_process, memory_gb=config.memory_gb,
         partition=config.partition, account=config.account, time=config.time,
         grace_seconds=config.grace_seconds, join_seconds=config.join_seconds,
         max_restarts=config.max_restarts, max_requeues=config.max_requeues,
@@ -232,11 +237,11 @@ def slurm_job(config: LaunchConfig, name: str, log: Path) -> slurm.Job:
 
 def kubernetes_job(config: LaunchConfig, name: str) -> kubernetes.Job:
     """Returns what Kubernetes is asked for."""
-    per_node = config.processes_per_node or config.gpus_per_node or 1
+    per = per_node(config)
     return kubernetes.Job(
         name=name, image=str(config.image), namespace=config.namespace, nodes=int(config.nodes),
-        processes=per_node, gpus=config.gpus_per_node, gpu_resource=config.gpu_resource,
-        cpus=per_node * config.cpus_per_process, memory_gb=config.memory_gb, shm_gb=config.shm_gb,
+        processes=per, gpus=config.gpus_per_node, gpu_resource=config.gpu_resource,
+        cpus=per * config.cpus_per_process, memory_gb=config.memory_gb, shm_gb=config.shm_gb,
         volumes=config.volumes, env=variables(config.env), grace_seconds=config.grace_seconds,
         join_seconds=config.join_seconds, max_restarts=config.max_restarts,
         max_failures=config.max_failures,
