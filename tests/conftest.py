@@ -1,9 +1,10 @@
 """Real small videos and the real command line, shared by the tests."""
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from vidtrain import interrupt
 from vidtrain.data.sources.motion_clips import encode_h264
 
 TESTS = Path(__file__).parent
@@ -55,6 +57,14 @@ def user_environment(
     # Packet indexes and embedded data of tests stay among the tests.
     monkeypatch.setenv("VIDTRAIN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.syspath_prepend(str(TESTS))
+
+
+@pytest.fixture(autouse=True)
+def signals_stay() -> Iterator[None]:
+    """No call leaves a handler behind: processes that later tests fork could not be ended."""
+    before = [signal.getsignal(number) for number in interrupt.SIGNALS]
+    yield
+    assert [signal.getsignal(number) for number in interrupt.SIGNALS] == before
 
 
 def vidtrain(

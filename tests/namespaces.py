@@ -178,14 +178,11 @@ def launch(
         number: Number of nodes, or MIN:MAX.
         restarts: Times that processes may be started again.
     """
-    head = nodes[0]
-    conf = f"is_host={int(node is head)},join_timeout=120,last_call_timeout=20"
     node.start(
-        [sys.executable, "-m", "torch.distributed.run", f"--nnodes={number}", "--nproc-per-node=2",
-         f"--max-restarts={restarts}", "--rdzv-backend=c10d", "--rdzv-id=job",
-         f"--rdzv-endpoint={head.address}:{PORT}", f"--local-addr={node.address}",
-         f"--rdzv-conf={conf}", "-m", "vidtrain", *command],
-        TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1", GLOO_SOCKET_IFNAME=node.device,
+        [sys.executable, "-m", "vidtrain", "launch", "torchrun", f"nodes={number}",
+         "processes_per_node=2", f"max_restarts={restarts}", "grace_seconds=20",
+         "join_seconds=120", f"endpoint={nodes[0].address}:{PORT}",
+         f"local_addr={node.address}", f"interface={node.device}", "--", *command],
     )  # fmt: skip
 
 

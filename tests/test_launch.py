@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import REPO
+from kubeflow_trainer_api import models
 
 Cli = Callable[..., int]
 EXAMPLES = REPO / "scripts/launch/kubernetes"
@@ -149,9 +151,6 @@ def test_manifests_keep_to_the_published_schema(
     text = capsys.readouterr().out
     assert (EXAMPLES / example).read_text() == text, "the example is what the command prints"
     objects = list(yaml.safe_load_all(text))
-    models = pytest.importorskip(
-        "kubeflow_trainer_api.models", reason="pip install kubeflow-trainer-api: the schema"
-    )
     kinds = {"Job": models.IoK8sApiBatchV1Job, "TrainJob": models.TrainerV1alpha1TrainJob,
              "TrainingRuntime": models.TrainerV1alpha1TrainingRuntime}  # fmt: skip
     for found in objects:
@@ -208,12 +207,21 @@ def test_any_name_becomes_one_that_kubernetes_takes(name: str) -> None:
 
 
 def test_a_machine_knows_whether_the_meeting_place_is_its_own() -> None:
-    from vidtrain.launching.torchrun import Processes, holds_the_place
+    from vidtrain.launching.meeting_place import is_here
 
-    def holds(endpoint: str, node_rank: int | None = None) -> bool:
-        return holds_the_place(Processes("2", 1, 0, 1, 1, endpoint=endpoint, node_rank=node_rank))
+    assert is_here("localhost:29400", None) and is_here("127.0.0.1:29400", None)
+    assert not is_here("192.0.2.7:29400", None), "an address kept for documentation"
+    assert not is_here("no-such-name.invalid:29400", None), "torchrun itself would fail here"
+    assert is_here("192.0.2.7:29400", 0) and not is_here("localhost:29400", 1)
 
-    assert holds("localhost:29400") and holds("127.0.0.1:29400")
-    assert not holds("192.0.2.7:29400"), "an address kept for documentation"
-    assert not holds("no-such-name.invalid:29400"), "torchrun itself would fail here"
-    assert holds("192.0.2.7:29400", node_rank=0) and not holds("localhost:29400", node_rank=1)
+
+def test_nothing_is_left_of_a_machine_that_lost_the_others() -> None:
+    script = """if True:
+        import subprocess, sys, time
+        from vidtrain.launching.meeting_place import _kill_children
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        _kill_children()
+        sys.exit(-child.wait(10))
+    """
+    done = subprocess.run([sys.executable, "-c", script], check=False, timeout=60)
+    assert done.returncode == signal.SIGKILL

@@ -191,6 +191,17 @@ def test_the_loss_of_the_head_node_ends_the_other(nodes: Pair, class_folders: Pa
     assert f"going on from step {kept} of" in nodes[0].said
 
 
+def test_a_head_node_without_power_ends_the_other(nodes: Pair, class_folders: Path) -> None:
+    run = under_way(nodes, command(class_folders))
+    nodes[0].link("down")  # so that nobody says that it is gone
+    nodes[0].die()
+    began = time.monotonic()
+    assert nodes[1].wait(60) == 1
+    print(f"the other ended after {time.monotonic() - began:.0f} s")
+    assert "where all meet, has not answered for 5" in nodes[1].said
+    assert loaded(run)["step"] >= 40
+
+
 def test_a_process_that_stands_still_is_named_and_replaced(
     nodes: Pair, whole: Path, class_folders: Path
 ) -> None:

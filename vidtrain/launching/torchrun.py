@@ -3,17 +3,19 @@
 import os
 import shlex
 import signal
-import socket
 import sys
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
 from vidtrain.errors import InputError, Interrupted, UsageError
+from vidtrain.launching import meeting_place
 
 LAST_CALL_SECONDS = 30  # for machines above the least number; more than starts differ by
 KILLED_AFTER_SECONDS = 30  # by a torchrun that cannot be told otherwise
 TEMPORARY = 75
+STOPS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def environment(job: Processes) -> dict[str, str]:
 
 def shown(job: Processes, command: list[str]) -> str:
     """Returns what would be run, as a shell command."""
-    is_host = job.endpoint is not None and holds_the_place(job)
+    is_host = _is_host(job)
     variables = [f"{key}={shlex.quote(value)}" for key, value in environment(job).items()]
     words = [sys.executable, "-m", "torch.distributed.run",
              *arguments(job, command, is_host=is_host)]  # fmt: skip
@@ -118,13 +120,18 @@ def run(job: Processes, command: list[str]) -> None:
         InputError: A process failed; the report of torchrun, with rank and reason, is printed.
         Interrupted: A signal came; the processes were given time to save.
     """
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, _stop_once)
+    is_host = _is_host(job)
     os.environ.update(environment(job))
+    with _stopping():
+        if job.endpoint is None or is_host:
+            _run(job, command, is_host=is_host)
+        else:
+            with meeting_place.watched(job.endpoint, job.join_seconds):
+                _run(job, command, is_host=False)
+
+
+def _run(job: Processes, command: list[str], *, is_host: bool) -> None:
     # torch comes late, since the way to the meeting place is tried first
-    is_host = job.endpoint is not None and holds_the_place(job)
-    if job.endpoint is not None and not is_host:
-        _await_endpoint(job)
     from torch.distributed import run as launcher
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -169,6 +176,21 @@ def run(job: Processes, command: list[str]) -> None:
         raise kind(f"a process failed ({said}); see above for which, and why") from error
 
 
+def _is_host(job: Processes) -> bool:
+    return job.endpoint is not None and meeting_place.is_here(job.endpoint, job.node_rank)
+
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    """Lets the first signal stop torchrun."""
+    before = {number: signal.signal(number, _stop_once) for number in STOPS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _stop_once(signum: int, frame: FrameType | None) -> None:
     """Stops torchrun; what comes after the first signal is ignored, since it saves already.
 
@@ -176,7 +198,7 @@ def _stop_once(signum: int, frame: FrameType | None) -> None:
     A second one would end torchrun before its processes have saved.
     """
     del frame
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
     api = sys.modules.get("torch.distributed.elastic.multiprocessing.api")
     if api is None:
@@ -188,59 +210,3 @@ def _interrupted(signum: int) -> Interrupted:
     return Interrupted(
         signum, "stopped by a signal; the same command goes on from the last checkpoint", saved=True
     )
-
-
-def holds_the_place(job: Processes) -> bool:
-    """Returns whether this machine holds the meeting place.
-
-    Left to itself, torchrun looks up its own host name for that, and fails where it has no address.
-    """
-    if job.node_rank is not None:
-        return job.node_rank == 0
-    host = _host_and_port(str(job.endpoint))[0]
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except OSError:
-        return False
-    for family, kind, _, _, address in found:
-        with socket.socket(family, kind) as own:
-            try:
-                own.bind((address[0], 0))  # possible on the machine only whose address it is
-            except OSError:
-                continue
-            return True
-    return False
-
-
-def _host_and_port(endpoint: str) -> tuple[str, int]:
-    host, _, port = endpoint.rpartition(":")
-    if not host or not port.isdigit():
-        raise UsageError(f"endpoint={endpoint} must be HOST:PORT, such as node1:29400")
-    return host.strip("[]"), int(port)
-
-
-def _await_endpoint(job: Processes) -> None:
-    """Waits until somebody answers at the meeting place.
-
-    Raises:
-        InputError: Nobody does in time.
-    """
-    host, port = _host_and_port(str(job.endpoint))
-    began, said = time.monotonic(), 0.0
-    while True:
-        try:
-            socket.create_connection((host, port), timeout=5).close()
-            return
-        except OSError as error:
-            waited = time.monotonic() - began
-            if waited > job.join_seconds:
-                raise InputError(
-                    f"nobody answers at endpoint={job.endpoint} after {waited:.0f} s ({error}); is "
-                    "vidtrain launch running on that machine, is its port open, and does this "
-                    "machine know its name?"
-                ) from error
-            if waited >= said:
-                print(f"vidtrain: waiting for {job.endpoint} ({waited:.0f} s): {error}",
-                      file=sys.stderr, flush=True)  # fmt: skip
-                said = waited + 30
-        time.sleep(1)
