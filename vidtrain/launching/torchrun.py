@@ -1,5 +1,6 @@
 """torchrun with what it needs to survive: all engines start their processes through here."""
 
+import logging
 import os
 import shlex
 import signal
@@ -137,6 +138,9 @@ def _run(job: Processes, command: list[str], *, is_host: bool) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError
 
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("torch.distributed.") and isinstance(logger, logging.Logger):
+            logger.disabled = False  # Hydra has switched off all that were there
     parser = launcher.get_args_parser()
     words = arguments(job, command, is_host=is_host)
     if "--shutdown-timeout" in parser.format_usage():
