@@ -32,6 +32,13 @@ def tiny_without_batch_norm(*, num_classes: int, width: int = 8, dropout: float 
     return nn.Sequential(*layers)
 
 
+def unhurried(*, num_classes: int, seconds: float, **options: float) -> nn.Module:
+    """As `tiny`, and each step takes so many seconds more."""
+    network = tiny(num_classes=num_classes, **options)  # type: ignore[arg-type]
+    network.register_forward_pre_hook(lambda *_: time.sleep(seconds))
+    return network
+
+
 class Overflows(nn.Module):
     """As `tiny`, but a white clip overflows, as an unlucky input does in low precision."""
 

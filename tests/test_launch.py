@@ -15,6 +15,8 @@ import yaml
 from conftest import REPO
 from kubeflow_trainer_api import models
 
+from vidtrain.launching import slurm
+
 Cli = Callable[..., int]
 EXAMPLES = REPO / "scripts/launch/kubernetes"
 # What a person may write, and a shell, Hydra or Kubernetes might read otherwise.
@@ -42,6 +44,8 @@ COMMANDS = (
         (["slurm", "gpus_per_node=-1", "--", "train"], "gpus_per_node=-1 must be at least 0"),
         (["slurm", "image=x", "--", "train"], "image=x is a setting of kubernetes"),
         (["slurm", "env=[A]", "--", "train"], "env: 'A' must be NAME=VALUE"),
+        (["slurm", "time=soon", "--", "train"], "time=soon must be a time limit of Slurm"),
+        (["slurm", "time=3:29", "--", "train"], "save 150 s before its limit"),
         (["torchrun", "partition=gpu", "--", "train"], "partition=gpu is a setting of slurm"),
         (["torchrun", "nodes=2", "--", "train"], "add endpoint=HOST:29400"),
         (["torchrun", "endpoint=head", "--", "train"], "endpoint=head must be HOST:PORT"),
@@ -225,3 +229,12 @@ def test_nothing_is_left_of_a_machine_that_lost_the_others() -> None:
     """
     done = subprocess.run([sys.executable, "-c", script], check=False, timeout=60)
     assert done.returncode == signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [("90", 5400), ("3:30", 210), ("24:00:00", 86400), ("2-12", 216000), ("2-12:30", 217800),
+     ("1-00:00:05", 86405), ("UNLIMITED", float("inf"))],
+)  # fmt: skip
+def test_time_limits_are_read_as_slurm_does(time: str, seconds: float) -> None:
+    assert slurm.limit_seconds(time) == seconds

@@ -63,8 +63,8 @@ def words(run: Path) -> str:
     return "".join(path.read_text() for path in run.glob("slurm-*.log"))
 
 
-def finished(slurm: Cluster, job: str, run: Path, unbroken: Path, restarts: int) -> None:
-    """Waits for the end of a job and compares it with the unbroken run."""
+def finished(slurm: Cluster, job: str, run: Path, unbroken: Path) -> int:
+    """Waits for the end of a job, compares it with the unbroken run, returns how often it began."""
 
     def ended() -> bool:
         slurm.start_soon(job)
@@ -73,12 +73,12 @@ def finished(slurm: Cluster, job: str, run: Path, unbroken: Path, restarts: int)
         return state == "COMPLETED"
 
     slurm.wait(ended, seconds=600)
-    assert slurm.fact(job, "Restarts") == str(restarts), words(run)
     assert saved(run) == STEPS
     same_state(run, unbroken)
     steps = [row["step"] for row in map(json.loads, (run / "metrics.jsonl").open())
              if row["kind"] == "train"]  # fmt: skip
     assert steps == sorted(set(steps)) and steps[-1] == STEPS, "each row once"
+    return 1 + int(slurm.fact(job, "Restarts"))
 
 
 def preempt(slurm: Cluster, job: str) -> None:
@@ -115,10 +115,21 @@ def test_a_job_is_queued_again_and_ends_with_the_same_bits(
     slurm.wait(lambda: saved(run) >= 200)
     assert slurm.fact(job, "JobState") == "RUNNING"
     trouble(slurm, job)
-    finished(slurm, job, run, unbroken, restarts=1)
+    assert finished(slurm, job, run, unbroken) == 2, words(run)
     said = words(run)
     assert "going on from step" in said
     assert ("stopped and saved at step" in said) == (trouble is not kill_node)
+
+
+def test_a_time_limit_is_met_by_starting_again(
+    slurm: Cluster, training: tuple[str, ...], unbroken: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "runs/job"
+    slowly = ("model.build._target_=my_models.unhurried", "+model.build.seconds=0.05")
+    limit = ("time=2:00", "grace_seconds=20")
+    job = slurm.submit(*NODES, *limit, "--", *training, *slowly, "name=job", cwd=tmp_path)
+    assert finished(slurm, job, run, unbroken) >= 2, "the limit did not come"
+    assert "stopped and saved at step" in words(run)
 
 
 def test_a_job_that_fails_is_not_queued_again(

@@ -8,11 +8,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from vidtrain.errors import InputError
+from vidtrain.errors import InputError, UsageError
 from vidtrain.launching.torchrun import num_nodes
 
 # From Slurm's signal to its end a job needs the time to save, and some to pass the signal on.
 MARGIN_SECONDS = 30
+LEAST_SECONDS = 60  # to start and to come on a little
 # Expanded by the shell of each node.
 SHELL_WORDS = ('endpoint="$ENDPOINT"', 'node_rank="$SLURM_NODEID"',
                'local_addr="$(address "$SLURMD_NODENAME")"', 'job_id="slurm-$SLURM_JOB_ID"',
@@ -62,6 +63,44 @@ class Job:
     options: list[str]
     setup: list[str]
     env: dict[str, str]
+
+
+def limit_seconds(time: str) -> float:
+    """Returns the seconds of a time limit as Slurm writes it.
+
+    Args:
+        time: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S or UNLIMITED; see sbatch(1), --time.
+
+    Raises:
+        UsageError: It is none of these.
+    """
+    if time.upper() in ("UNLIMITED", "INFINITE"):
+        return float("inf")
+    days, dash, rest = time.rpartition("-")
+    parts = rest.split(":")
+    if not all(part.isdigit() for part in [*parts, days or "0"]) or len(parts) > 3:
+        raise UsageError(
+            f"time={time} must be a time limit of Slurm, such as 24:00:00, 2-12:00 (days) or 90 "
+            "(minutes)"
+        )
+    units = (3600, 60, 1) if dash or len(parts) == 3 else (60, 1)
+    seconds = sum(int(part) * unit for part, unit in zip(parts, units, strict=False))
+    return seconds + 86400 * int(days or 0)
+
+
+def check(job: Job) -> None:
+    """Looks whether a job comes on within its time limit.
+
+    Raises:
+        UsageError: It would be stopped before it has trained.
+    """
+    least = job.grace_seconds + MARGIN_SECONDS + LEAST_SECONDS
+    if job.time is not None and limit_seconds(job.time) < least:
+        raise UsageError(
+            f"time={job.time} is too short: a job is told to save {least - LEAST_SECONDS} s before "
+            f"its limit (grace_seconds={job.grace_seconds} + {MARGIN_SECONDS}); give {least} s or "
+            "more, or less grace_seconds"
+        )
 
 
 def template() -> Path:

@@ -47,6 +47,7 @@ def launch(config: LaunchConfig) -> None:
         on_this_machine(processes(config), config)
     elif config.engine == "slurm":
         job = slurm_job(config, name, command.folder.absolute() / "slurm-%j.log")
+        slurm.check(job)
         to_slurm(job, config)
     else:
         objects = kubernetes.manifests(kubernetes_job(config, name), config.command)
