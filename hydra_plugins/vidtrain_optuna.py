@@ -25,8 +25,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from vidtrain.command.sweeps import INTERRUPTED
 from vidtrain.errors import UsageError
-from vidtrain.sweeps import INTERRUPTED
 
 MAX_GRID = 10_000
 

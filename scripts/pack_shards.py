@@ -26,12 +26,14 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig
 
-from vidtrain import build_data, composing, runlog
+from vidtrain import build_data
 from vidtrain.cli import conf_dir
+from vidtrain.command import composing
 from vidtrain.config import IndexConfig
 from vidtrain.data.sources.tar_shards import read_shard, write_index
 from vidtrain.data.video import Video, VideoList, split_member
 from vidtrain.errors import InputError, UsageError
+from vidtrain.records import runlog
 
 MB = 1_000_000
 

@@ -87,7 +87,7 @@ def torchrun(
 
 def loaded(run: str | Path, name: str = "last") -> dict[str, Any]:
     """Returns a checkpoint of a run: model, average (or None), step, and the training state."""
-    from vidtrain import checkpoint
+    from vidtrain.checkpoints import checkpoint
 
     folder = Path(run) / "checkpoints" / name
     manifest = checkpoint.verify(folder)

@@ -18,12 +18,13 @@ import yaml
 from conftest import REPO, loaded, vidtrain
 from hydra.core.global_hydra import GlobalHydra
 
-from vidtrain import batch_finder, composing
-from vidtrain.batch_finder import find_accumulate, micro_batches, settled
-from vidtrain.config_data import DataConfig
-from vidtrain.config_train import LoopConfig, TrainConfig
+from vidtrain.command import composing
+from vidtrain.config.data import DataConfig
+from vidtrain.config.train import LoopConfig, TrainConfig
 from vidtrain.distributed import World
 from vidtrain.errors import UsageError
+from vidtrain.running import batch_finder
+from vidtrain.running.batch_finder import find_accumulate, micro_batches, settled
 from vidtrain.training.batch_search import largest_by_halving, largest_on_line
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))

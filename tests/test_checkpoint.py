@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from vidtrain import checkpoint, checkpoint_writing
+from vidtrain.checkpoints import checkpoint, checkpoint_writing
+from vidtrain.checkpoints.saving import Saver, newest_intact
 from vidtrain.errors import InputError
-from vidtrain.saving import Saver, newest_intact
 
 
 @contextmanager

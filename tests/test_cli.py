@@ -77,7 +77,7 @@ def test_mistakes_are_answered_with_what_is_valid(
         ("model.build._target_=os.system", "model.build._target_='os.system' is not in an allowed"),
         ("model.build._target_=vidtrain.cli.Path", "is not in an allowed package"),
         ("model.build._target_=vidtrain.models.nothing", "cannot be imported"),
-        ("model.build._target_=vidtrain.runlog.write_text", "is not in an allowed package"),
+        ("model.build._target_=vidtrain.records.runlog.write_text", "is not in an allowed package"),
         ("+train.epoch=3 +foo=1", "foo, train.epoch is not a setting"),
         ("optimizer.lr=-1", "optimizer: torch.optim.AdamW refuses its arguments: Invalid learning"),
         ("seed=-1", "seed=-1 must be at least 0"),

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from vidtrain.again import steps_to_compare
-from vidtrain.comparing import Run, explanations, first_difference, read_run
 from vidtrain.errors import InputError
+from vidtrain.running.again import steps_to_compare
+from vidtrain.running.comparing import Run, explanations, first_difference, read_run
 
 ROWS = [
     {"kind": "train", "step": 1, "epoch": 0.5, "loss": 1.5, "lr": 0.1},

@@ -9,7 +9,7 @@ import pytest
 from conftest import REPO
 
 from vidtrain import cli, targets
-from vidtrain.composing import register_schemas, to_objects
+from vidtrain.command.composing import register_schemas, to_objects
 from vidtrain.config import SCHEMAS, TrainConfig
 
 CONF = REPO / "conf"

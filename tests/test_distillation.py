@@ -18,11 +18,11 @@ from my_models import tiny
 from torch import nn
 from torch.nn import functional
 
-from vidtrain.config_model import InputConfig
+from vidtrain.config.model import InputConfig
 from vidtrain.errors import UsageError
+from vidtrain.running.teaching import renormalising
 from vidtrain.tasks import losses
 from vidtrain.tasks.distillation import Distillation, Teacher, captured, joined
-from vidtrain.teaching import renormalising
 
 Cli = Callable[..., int]
 CLIPS = torch.rand(4, 3, 4, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -9,15 +9,15 @@ import pytest
 import torch
 from conftest import REPO, torchrun
 
-from vidtrain.config_train import TrainConfig
+from vidtrain.config.train import TrainConfig
 from vidtrain.data.clip_samplers import RandomClip
 from vidtrain.data.generated import noise_batches
 from vidtrain.data.loading import Reading, TrainClips
 from vidtrain.data.multigrid import Multigrid
 from vidtrain.data.plan import Plan
 from vidtrain.data.sources.generated import generated
-from vidtrain.dry_run import occurrences
 from vidtrain.report.terminal import duration
+from vidtrain.running.dry_run import occurrences
 
 Cli = Callable[..., int]
 PUBLISHED = """

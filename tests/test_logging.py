@@ -16,12 +16,12 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vidtrain import services, sinks
-from vidtrain.config_train import LogConfig
+from vidtrain.config.train import LogConfig
 from vidtrain.errors import UsageError
+from vidtrain.records import services, sinks
+from vidtrain.records.runlog import RunLog
 from vidtrain.report.clip_pictures import plot_filmstrips, worst_errors
 from vidtrain.report.figures import as_csv, best_figures
-from vidtrain.runlog import RunLog
 from vidtrain.tasks.classification import Classification
 from vidtrain.tasks.multilabel import Multilabel
 from vidtrain.tasks.scores import Scores

@@ -18,7 +18,7 @@ from vidtrain.data.loading import Reading
 from vidtrain.data.packets import packet_table
 from vidtrain.data.reading import open_video
 from vidtrain.data.video import Video, VideoList
-from vidtrain.evaluation import clip_buffer, cut_on_device
+from vidtrain.running.evaluation import clip_buffer, cut_on_device
 
 
 def repeat(short: Path, long: Path, times: int) -> None:

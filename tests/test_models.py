@@ -11,7 +11,7 @@ from pytorchvideo.models import hub
 from test_zoo import NAMES, node_of
 from torch import nn
 
-from vidtrain.config_model import InputConfig
+from vidtrain.config.model import InputConfig
 from vidtrain.errors import UsageError
 from vidtrain.models.c3d import c3d
 from vidtrain.models.mend import GlobalMean, mend

@@ -10,7 +10,7 @@ from conftest import loaded, same_state, torchrun
 from safetensors.torch import load_file
 
 from vidtrain.build import accumulation
-from vidtrain.config_train import LoopConfig
+from vidtrain.config.train import LoopConfig
 from vidtrain.errors import UsageError
 
 Cli = Callable[..., int]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vidtrain.command.run_folders import here_are
 from vidtrain.errors import InputError
 from vidtrain.report.run_plots import smoothed
-from vidtrain.run_folders import here_are
 from vidtrain.stages.plot import found_runs, named
 
 

@@ -12,8 +12,8 @@ from conftest import same_state, vidtrain
 from torch.profiler import record_function
 
 from vidtrain.distributed import World
-from vidtrain.profiling import RECORDED, SKIPPED, WARMED, watching
 from vidtrain.report.step_trace import PARTS, REMEDIES, bottleneck, lines, summary
+from vidtrain.running.profiling import RECORDED, SKIPPED, WARMED, watching
 from vidtrain.training.host_memory import peak_rss
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))

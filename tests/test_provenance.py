@@ -11,10 +11,10 @@ import pytest
 import torch
 from conftest import REPO
 
-from vidtrain import provenance
 from vidtrain.data.inventory import inventory
 from vidtrain.data.video import Video, VideoList, tar_member
 from vidtrain.distributed import World
+from vidtrain.records import provenance
 
 CPU = World(rank=0, size=1, device=torch.device("cpu"))
 NAMES = ("walk", "run")

@@ -11,8 +11,8 @@ import pytest
 from conftest import REPO
 
 from vidtrain import build
-from vidtrain.composing import register_schemas, to_objects
-from vidtrain.config_train import TrainConfig
+from vidtrain.command.composing import register_schemas, to_objects
+from vidtrain.config.train import TrainConfig
 from vidtrain.data.sources.generated import generated
 from vidtrain.data.video import VideoList
 from vidtrain.training.parameters import lr_factor

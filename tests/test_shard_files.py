@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from vidtrain import checkpoint, checkpoint_writing
+from vidtrain.checkpoints import checkpoint, checkpoint_writing
+from vidtrain.checkpoints.saving import newest_intact
 from vidtrain.errors import InputError
 from vidtrain.parallel import shard_files
-from vidtrain.saving import newest_intact
 
 Tensors = dict[str, torch.Tensor]
 

@@ -16,11 +16,11 @@ from test_zoo import NAMES, node_of
 from torch import nn
 from torch.nn import functional
 
-from vidtrain import strict
-from vidtrain.config_train import PrecisionConfig, TrainConfig
+from vidtrain.config.train import PrecisionConfig, TrainConfig
 from vidtrain.errors import UsageError
 from vidtrain.models.deterministic import SeparatePool, separate_pools
 from vidtrain.models.mend import FittedMaxPool
+from vidtrain.running import strict
 from vidtrain.targets import component
 
 CLIP = (2, 3, 4, 16, 16)

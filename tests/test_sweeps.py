@@ -15,9 +15,9 @@ import hydra
 import pytest
 from conftest import REPO
 
-from vidtrain import sweeping, sweeps
-from vidtrain.composing import register_schemas
-from vidtrain.runlog import read_rows
+from vidtrain.command import sweeping, sweeps
+from vidtrain.command.composing import register_schemas
+from vidtrain.records.runlog import read_rows
 
 Cli = Callable[..., int]
 SHORT = ("-m", "train.epochs=1", "train.max_steps=1")

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from test_logging import SETTINGS, in_a_process, log_some
 
-from vidtrain.config_train import LogConfig
+from vidtrain.config.train import LogConfig
 from vidtrain.errors import Interrupted
-from vidtrain.runlog import RunLog
+from vidtrain.records.runlog import RunLog
 
 
 @pytest.mark.slow

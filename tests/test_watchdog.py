@@ -1,6 +1,6 @@
 """Who is to blame when nothing moves. (Real processes that hang: test_parallel.py.)"""
 
-from vidtrain.watchdog import Note, blamed, message
+from vidtrain.running.watchdog import Note, blamed, message
 
 
 def note(rank: int, count: int, *, waiting: bool, silent: bool = False, still: float = 60) -> Note:

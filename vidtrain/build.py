@@ -13,9 +13,9 @@ from torch import nn
 
 from vidtrain import randomness
 from vidtrain.build_data import check_range
-from vidtrain.config_model import FinetuneConfig, ModelConfig
-from vidtrain.config_parallel import ParallelConfig
-from vidtrain.config_train import LoopConfig, TrainConfig
+from vidtrain.config.model import FinetuneConfig, ModelConfig
+from vidtrain.config.parallel import ParallelConfig
+from vidtrain.config.train import LoopConfig, TrainConfig
 from vidtrain.data.loading import Plan
 from vidtrain.data.order import draw_weights
 from vidtrain.data.video import VideoList

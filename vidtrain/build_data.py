@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from vidtrain.config import RunConfig
-from vidtrain.config_data import DataConfig
-from vidtrain.config_model import InputConfig
-from vidtrain.config_train import EvalConfig, TrainConfig
+from vidtrain.config.data import DataConfig
+from vidtrain.config.model import InputConfig
+from vidtrain.config.train import EvalConfig, TrainConfig
 from vidtrain.data import index_store, preparing, quarantine
 from vidtrain.data.eval_loading import EvalLoader, EvalViews
 from vidtrain.data.loading import Reading, TrainClips

@@ -181,7 +181,7 @@ class Call:
             What the stage returns. In a sweep None where it failed and, in another process than the
             sweep's, `sweeps.INTERRUPTED` where a signal stopped it.
         """
-        from vidtrain import composing
+        from vidtrain.command import composing
 
         if self.sweep is not None:
             return self._in_sweep(config)
@@ -200,7 +200,7 @@ class Call:
         return function
 
     def _in_sweep(self, config: Any) -> Any:
-        from vidtrain import composing, sweeping, sweeps
+        from vidtrain.command import composing, sweeping, sweeps
 
         here = os.getpid() == self.pid
         if not here and sweeping.stopping(str(self.sweep), self.began):
@@ -233,7 +233,7 @@ class Call:
 
 
 def _run_stage(stage: str, overrides: list[str]) -> None:
-    from vidtrain import composing, sweeping  # import Hydra: not for --help
+    from vidtrain.command import composing, sweeping  # import Hydra: not for --help
 
     call = Call(stage, [f"vidtrain {stage}", *overrides])
     try:

@@ -10,13 +10,14 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vidtrain import build_data, runlog
-from vidtrain.config_data import DataConfig, DataStageConfig
+from vidtrain import build_data
+from vidtrain.config.data import DataConfig, DataStageConfig
 from vidtrain.data.index_store import default_path
 from vidtrain.data.killable import in_processes
 from vidtrain.data.video import VideoList
 from vidtrain.errors import Interrupted, UsageError
 from vidtrain.interrupt import deferred
+from vidtrain.records import runlog
 
 SAY_EVERY = 10.0  # seconds between two lines of progress where there is no terminal
 BATCH = 16  # files that a process is given at once

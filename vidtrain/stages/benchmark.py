@@ -14,14 +14,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import vidtrain
-from vidtrain import runlog
 from vidtrain.benchmarking import encoding, processes, reporting, waiting
 from vidtrain.benchmarking.measuring import BATCH, Section, measure, plan_sections, turns
 from vidtrain.benchmarking.patterns import PATTERNS, Group, find_groups
+from vidtrain.benchmarking.scaling import benchmark_scaling
+from vidtrain.benchmarking.step_benchmark import benchmark_step
 from vidtrain.config import BenchmarkConfig
 from vidtrain.errors import InputError, UsageError, did_you_mean
-from vidtrain.scaling import benchmark_scaling
-from vidtrain.step_benchmark import benchmark_step
+from vidtrain.records import runlog
 
 PEERS = ("pytorchvideo", "mmaction2")
 ROUNDS_TO_REPORT = 5

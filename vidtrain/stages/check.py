@@ -13,14 +13,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from vidtrain import interrupt, runlog, survey
-from vidtrain.config_data import CheckConfig
+from vidtrain import interrupt, survey
+from vidtrain.config.data import CheckConfig
 from vidtrain.data.checking import BAD, VERSION, WARN
 from vidtrain.data.checking_pool import check_files
 from vidtrain.data.checking_sums import read_sums
 from vidtrain.data.quarantine import stamp
 from vidtrain.data.video import Video
 from vidtrain.errors import InputError, Interrupted, UsageError
+from vidtrain.records import runlog
 
 MAX_NAMED = 3  # examples of a reason; all are in results.jsonl
 MAX_LISTED = 10  # bad files that the last line names

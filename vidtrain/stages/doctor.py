@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from vidtrain import batch_finder, distributed, provenance, strict
-from vidtrain import dry_run as trying
-from vidtrain.config_doctor import DoctorConfig
+import vidtrain
+from vidtrain import distributed
+from vidtrain.config.doctor import DoctorConfig
 from vidtrain.distributed import World
 from vidtrain.errors import InputError, UsageError
 from vidtrain.health import disks, links, machine, meeting, network, peers, software
@@ -24,6 +24,9 @@ from vidtrain.health.decoders import decoders
 from vidtrain.health.findings import Finding, Line, line
 from vidtrain.health.meeting import Room
 from vidtrain.health.reporting import Report, show
+from vidtrain.records import provenance
+from vidtrain.running import batch_finder, strict
+from vidtrain.running import dry_run as trying
 
 # Settings that by themselves do not make it the examination of a training.
 OWN = {"runs", "name", "data", "device", "num_threads", "json", "dry_step", "limit_seconds",
@@ -94,7 +97,7 @@ def examine(config: DoctorConfig, room: Room) -> Iterator[Finding]:
     me, data = room.me, config.data
     num_nodes = len({member.node for member in room.members.values()})
     room.begin("versions")
-    code = provenance.source_hash(Path(provenance.__file__).parent)
+    code = provenance.source_hash(Path(vidtrain.__file__).parent)
     yield from software.versions(provenance.PACKAGES, provenance.packages(), code=code, me=me)
     yield from software.variables(os.environ, me=me, num_nodes=num_nodes)
     room.begin("device")

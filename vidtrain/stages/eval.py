@@ -10,13 +10,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from vidtrain import build, build_data, distributed, runlog
+from vidtrain import build, build_data, distributed
 from vidtrain.config import EvalStageConfig
 from vidtrain.data.augment import to_input
 from vidtrain.data.clip_samplers import describe
-from vidtrain.evaluation import evaluate
-from vidtrain.finished import Finished, open_run
+from vidtrain.records import runlog
 from vidtrain.report.plots import plot_confusion
+from vidtrain.running.evaluation import evaluate
+from vidtrain.running.finished import Finished, open_run
 from vidtrain.training.precision import Precision
 
 MOST_SHOWN = 10  # clips whose frame numbers are printed

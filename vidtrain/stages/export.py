@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from vidtrain import build, build_data, distributed, runlog
+from vidtrain import build, build_data, distributed
 from vidtrain.config import ExportConfig
 from vidtrain.data.augment import to_input
 from vidtrain.errors import InputError, UsageError
@@ -12,7 +12,8 @@ from vidtrain.export.formats import FORMATS, replacing
 from vidtrain.export.parity import check, compare, parity_batches
 from vidtrain.export.sidecar import Preprocessing, write_sidecar
 from vidtrain.export.weights import write_weights
-from vidtrain.finished import Finished, open_run
+from vidtrain.records import runlog
+from vidtrain.running.finished import Finished, open_run
 
 
 def export(config: ExportConfig) -> None:

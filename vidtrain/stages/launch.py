@@ -12,11 +12,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
-from vidtrain import composing, runlog, sweeping
+from vidtrain.command import composing, sweeping
 from vidtrain.config import SCHEMAS
-from vidtrain.config_launch import LaunchConfig
+from vidtrain.config.launch import LaunchConfig
 from vidtrain.errors import UsageError, did_you_mean
 from vidtrain.launching import kubernetes, slurm, torchrun
+from vidtrain.records import runlog
 
 SHARED = {"engine", "command", "dry_run", "nodes", "processes_per_node", "max_restarts",
           "grace_seconds", "join_seconds"}  # fmt: skip

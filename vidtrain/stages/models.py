@@ -21,9 +21,9 @@ from torch import nn
 from yaml import YAMLError
 
 from vidtrain import sizes, survey
-from vidtrain.composing import to_objects
+from vidtrain.command.composing import to_objects
 from vidtrain.config import ModelsConfig
-from vidtrain.config_model import ModelConfig
+from vidtrain.config.model import ModelConfig
 from vidtrain.errors import InputError, UsageError, did_you_mean
 from vidtrain.models import counting
 from vidtrain.models.weights.fetching import Published, cached, spec_of

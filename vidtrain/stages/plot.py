@@ -8,12 +8,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from vidtrain.config_plot import PlotConfig
+from vidtrain.command.run_folders import here_are, runs_in
+from vidtrain.config.plot import PlotConfig
 from vidtrain.errors import InputError, UsageError, did_you_mean
+from vidtrain.records.runlog import read_rows, shown_path, warn
 from vidtrain.report.figures import best, figure_names
 from vidtrain.report.run_plots import plot_runs
-from vidtrain.run_folders import here_are, runs_in
-from vidtrain.runlog import read_rows, shown_path, warn
 
 USUAL = ("top1", "mAP")  # the metric to compare by, where none is named
 

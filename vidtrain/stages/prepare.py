@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 
 import vidtrain
-from vidtrain import provenance, runlog, survey
+from vidtrain import survey
 from vidtrain.config import PrepareConfig
 from vidtrain.data import preparing
 from vidtrain.data.killable import in_processes
@@ -27,6 +27,7 @@ from vidtrain.data.preparing import Job, Manifest
 from vidtrain.data.reencode import Settings, new_size
 from vidtrain.errors import InputError, Interrupted, UsageError, did_you_mean
 from vidtrain.interrupt import Stop, deferred
+from vidtrain.records import provenance, runlog
 
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower",
            "veryslow", "placebo")  # fmt: skip

@@ -10,12 +10,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from vidtrain.again import again, steps_to_compare
-from vidtrain.comparing import Difference, Run, explanations, first_difference, read_run
-from vidtrain.config_repro import ReproConfig
+from vidtrain.command.run_folders import here_are
+from vidtrain.config.repro import ReproConfig
 from vidtrain.errors import InputError, UsageError
-from vidtrain.run_folders import here_are
-from vidtrain.runlog import console
+from vidtrain.records.runlog import console
+from vidtrain.running.again import again, steps_to_compare
+from vidtrain.running.comparing import Difference, Run, explanations, first_difference, read_run
 
 MAX_LINES = 12  # of a section of the table
 

@@ -14,13 +14,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vidtrain import runlog, survey
+from vidtrain import survey
 from vidtrain.config import StatsConfig
 from vidtrain.data import table_store
 from vidtrain.data.decode_frames import FORMATS, image_names
 from vidtrain.data.packets import packet_table
 from vidtrain.data.video import Video, VideoList
 from vidtrain.errors import InputError
+from vidtrain.records import runlog
 from vidtrain.report.data_plots import FEW, SplitFigures, balance, plot_data, spread
 
 SHORT = (8, 16, 32, 64)  # frames of a clip that a video may be too short for

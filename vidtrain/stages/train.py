@@ -8,23 +8,25 @@ from contextlib import closing
 import torch
 from torch.profiler import record_function
 
-from vidtrain import batch_finder, build, distributed, interrupt, profiling, sinks, strict, watchdog
-from vidtrain.config_train import TrainConfig
+from vidtrain import build, distributed, interrupt
+from vidtrain.checkpoints.saving import Saver
+from vidtrain.config.train import TrainConfig
 from vidtrain.data.loading import train_batches
 from vidtrain.distributed import World
-from vidtrain.dry_run import dry_run
 from vidtrain.errors import Interrupted
 from vidtrain.interrupt import Stop
-from vidtrain.introducing import introduce, summarise
 from vidtrain.models import memory
-from vidtrain.parts import Parts, build_parts, last_step
-from vidtrain.resuming import restore, save, saver_of
-from vidtrain.runlog import Meter, RunLog, finite, shown_path
-from vidtrain.saving import Saver
-from vidtrain.sharded_saving import ShardedSaver
-from vidtrain.stepping import optimizer_step
-from vidtrain.trials import warm_up
-from vidtrain.validation import validate
+from vidtrain.records import sinks
+from vidtrain.records.runlog import Meter, RunLog, finite, shown_path
+from vidtrain.running import batch_finder, profiling, strict, watchdog
+from vidtrain.running.dry_run import dry_run
+from vidtrain.running.introducing import introduce, summarise
+from vidtrain.running.parts import Parts, build_parts, last_step
+from vidtrain.running.resuming import restore, save, saver_of
+from vidtrain.running.sharded_saving import ShardedSaver
+from vidtrain.running.stepping import optimizer_step
+from vidtrain.running.trials import warm_up
+from vidtrain.running.validation import validate
 
 
 def train(config: TrainConfig) -> float | None:
