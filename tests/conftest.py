@@ -91,12 +91,12 @@ def loaded(run: str | Path, name: str = "last") -> dict[str, Any]:
 
     folder = Path(run) / "checkpoints" / name
     manifest = checkpoint.verify(folder)
-    average = folder / checkpoint.AVERAGE
     return {
         **checkpoint.state(folder),
         "step": manifest["step"], "manifest": manifest,
         "model": checkpoint.weights(folder, averaged=False),
-        "average": checkpoint.weights(folder, averaged=True) if average.exists() else None,
+        "average": checkpoint.weights(folder, averaged=True)
+        if checkpoint.has_average(folder) else None,
     }  # fmt: skip
 
 

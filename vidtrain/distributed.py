@@ -21,7 +21,8 @@ from vidtrain.errors import InputError, UsageError
 
 # What gloo, NCCL and the store say when a process, or the way to it, is gone.
 _LOST = ("Connection closed by peer", "Connection reset", "Broken pipe", "Connection refused",
-         "Timed out waiting", "NCCL", "recvValue failed", "sendBytes failed", "No route to host",
+         "Timed out waiting", "ncclRemoteError", "remote process exited", "was aborted",
+         "operation timeout", "recvValue failed", "sendBytes failed", "No route to host",
          "Connection timed out", "Application timeout")  # fmt: skip
 
 

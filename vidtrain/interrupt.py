@@ -1,5 +1,6 @@
 """Ctrl-C, SIGTERM and SIGUSR1 stop a run between two steps, with its state saved."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -17,15 +18,22 @@ class Stop:
 
     Attributes:
         signum: Number of the signal, or 0.
+        launcher: Number of the torchrun process that started this one, if one has.
     """
 
     signum: int = 0
+    launcher: int | None = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal came, or torchrun, which would pass one on, is gone."""
+        return bool(self.signum) or self.launcher not in (None, os.getppid())
 
 
 @contextmanager
 def deferred() -> Iterator[Stop]:
     """Notes the signals instead of dying; a second Ctrl-C interrupts at once."""
-    stop = Stop()
+    stop = Stop(launcher=os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None)
     if threading.current_thread() is not threading.main_thread():
         yield stop  # a launcher's thread: signals are not ours to handle
         return

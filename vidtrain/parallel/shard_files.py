@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
 from vidtrain.errors import InputError
@@ -47,7 +48,11 @@ def write(
         What waits until the files are on the disk; it raises InputError, on all processes alike,
         where one of them could not write.
     """
-    options: dict[str, Any] = {"checkpoint_id": str(folder), "process_group": group}
+    # What all have whole, such as batch-norm statistics, is rank 0's, as it is without shards.
+    planner = DefaultSavePlanner(dedup_save_to_lowest_rank=True)
+    options: dict[str, Any] = {
+        "checkpoint_id": str(folder), "process_group": group, "planner": planner
+    }  # fmt: skip
 
     def wait() -> None:
         try:

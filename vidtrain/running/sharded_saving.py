@@ -17,6 +17,8 @@ from vidtrain.parallel import shard_files
 from vidtrain.parallel.shards import place_like
 from vidtrain.running.parts import Parts
 
+KERNELS = ("fused", "foreach")
+
 
 @dataclass
 class ShardedSaver:
@@ -135,7 +137,7 @@ def restore_tensors(parts: Parts, path: Path, state: dict[str, Any]) -> None:
         for name, value in optimizer.items():
             _, index, key = name.split(".", 2)
             state["optimizer"]["state"].setdefault(int(index), {})[key] = value
-        parts.optimizer.load_state_dict(state["optimizer"])
+        _load(parts.optimizer, state["optimizer"])
         return
     for prefix, averaged in (("model.", False), ("average.", True)):
         if averaged and (parts.average is None or not checkpoint.has_average(path)):
@@ -150,7 +152,16 @@ def restore_tensors(parts: Parts, path: Path, state: dict[str, Any]) -> None:
         for key, value in kept.items():
             if isinstance(value, torch.Tensor) and value.shape == parameters[index].shape:
                 kept[key] = place_like(value, parameters[index])
-    parts.optimizer.load_state_dict(state["optimizer"])
+    _load(parts.optimizer, state["optimizer"])
+
+
+def _load(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Loads a state; which kernels do the sums stays as it was built for these parameters."""
+    built = [{key: group[key] for key in KERNELS if key in group}
+             for group in optimizer.param_groups]  # fmt: skip
+    optimizer.load_state_dict(state)
+    for group, kernels in zip(optimizer.param_groups, built, strict=True):
+        group.update(kernels)
 
 
 def weights_of(parts: Parts, *, averaged: bool = True) -> dict[str, torch.Tensor]:

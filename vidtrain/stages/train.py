@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import torch
 from torch.profiler import record_function
@@ -17,6 +17,7 @@ from vidtrain.errors import Interrupted
 from vidtrain.interrupt import Stop
 from vidtrain.models import memory
 from vidtrain.records import sinks
+from vidtrain.records.alone import alone
 from vidtrain.records.runlog import Meter, RunLog, finite, shown_path
 from vidtrain.running import batch_finder, profiling, strict, watchdog
 from vidtrain.running.dry_run import dry_run
@@ -54,9 +55,11 @@ def train(config: TrainConfig) -> float | None:
             timeout_seconds=1.5 * limit + 30,  # the watchdog knows more, so it comes first
         ) as world,
         watchdog.watching(world, timeout_seconds=limit),
+        ExitStack() as held,
     ):  # fmt: skip
         config = batch_finder.settled(config, world)
         parts = build_parts(config, world)
+        distributed.together(lambda: held.enter_context(alone(folder)), world)
         restore(parts, config, folder, world)
         strict.refuse(config, parts, world)
         parts.network = build.replicated(config, parts.model, world)
@@ -91,9 +94,7 @@ def fit(
     ):
         while progress.step < last and progress.stale < patience:
             step = progress.step
-            taken = optimizer_step(
-                parts, config, world, step, batches, meter, stop=bool(stop.signum)
-            )
+            taken = optimizer_step(parts, config, world, step, batches, meter, stop=stop.asked)
             progress.step = step + 1
             meter.stepped(taken.clips)
             watch.step()
