@@ -1,9 +1,8 @@
-"""`vidtrain launch`: what is looked through, what is written, what torchrun does with it."""
+"""`vidtrain launch`: what is looked through, and what is written."""
 
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +12,6 @@ from typing import Any
 import pytest
 import yaml
 from conftest import REPO
-from kubeflow_trainer_api import models
 
 from vidtrain.launching import slurm
 
@@ -46,6 +44,10 @@ COMMANDS = (
         (["slurm", "env=[A]", "--", "train"], "env: 'A' must be NAME=VALUE"),
         (["slurm", "time=soon", "--", "train"], "time=soon must be a time limit of Slurm"),
         (["slurm", "time=3:29", "--", "train"], "save 150 s before its limit"),
+        (["slurm", "nodes=2", "--", "check"], "nodes=2: vidtrain check is one process"),
+        (["torchrun", "processes_per_node=2", "--", "stats"], "vidtrain stats is one process"),
+        (["slurm", "--", "benchmark", "scaling"], "starts processes of its own"),
+        (["torchrun", "node_rank=1", "--", "train"], "node_rank=1 says nothing without endpoint="),
         (["torchrun", "partition=gpu", "--", "train"], "partition=gpu is a setting of slurm"),
         (["torchrun", "nodes=2", "--", "train"], "add endpoint=HOST:29400"),
         (["torchrun", "endpoint=head", "--", "train"], "endpoint=head must be HOST:PORT"),
@@ -136,80 +138,6 @@ def test_the_batch_script_asks_for_what_was_said(
     assert "@" not in script.replace("USR1@330", ""), "no gap is left open"
 
 
-KUBERNETES = ("image=REGISTRY/vidtrain:1", "memory_gb=400", "volumes=[videos:/data:ro,runs:/runs]")
-TRAIN = ("--dry-run", "--", "train", "model=slowfast_r50", "data=folder", "data.root=/data",
-         "name=slowfast")  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("example", "words"),
-    [
-        ("job.yaml", ("gpus_per_node=1",)),
-        ("trainjob.yaml", ("nodes=2", "gpus_per_node=8")),
-    ],
-)
-def test_manifests_keep_to_the_published_schema(
-    cli: Cli, example: str, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert cli("launch", "kubernetes", *KUBERNETES, *words, *TRAIN) == 0
-    text = capsys.readouterr().out
-    assert (EXAMPLES / example).read_text() == text, "the example is what the command prints"
-    objects = list(yaml.safe_load_all(text))
-    kinds = {"Job": models.IoK8sApiBatchV1Job, "TrainJob": models.TrainerV1alpha1TrainJob,
-             "TrainingRuntime": models.TrainerV1alpha1TrainingRuntime}  # fmt: skip
-    for found in objects:
-        read = kinds[found["kind"]].from_dict(found).to_dict()
-        assert missing(found, read) == [], "fields that the schema does not know"
-
-
-def missing(given: Any, kept: Any, where: str = "") -> list[str]:
-    """Fields that are not in what a schema has made of them, or have another value there."""
-    if isinstance(given, dict) and isinstance(kept, dict):
-        return [
-            line for key in given for line in missing(given[key], kept.get(key), f"{where}.{key}")
-        ]
-    if isinstance(given, list) and isinstance(kept, list) and len(given) == len(kept):
-        pairs = enumerate(zip(given, kept, strict=True))
-        return [line for n, (a, b) in pairs for line in missing(a, b, f"{where}[{n}]")]
-    return [] if given == kept else [where]
-
-
-def test_a_pod_has_what_a_training_needs(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (("gpus_per_node=1",), ("nodes=2", "gpus_per_node=8")):
-        assert cli("launch", "kubernetes", *KUBERNETES, *words, *TRAIN) == 0
-        found = pod(list(yaml.safe_load_all(capsys.readouterr().out)))
-        assert found["restartPolicy"] == "Never", "which a podFailurePolicy needs"
-        assert found["terminationGracePeriodSeconds"] > 120, "grace_seconds, and some"
-        (container,) = found["containers"]
-        mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
-        volumes = {volume["name"]: volume for volume in found["volumes"]}
-        assert volumes[mounts["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
-        assert volumes[mounts["/data"]]["persistentVolumeClaim"]["claimName"] == "videos"
-        assert set(mounts.values()) == set(volumes)
-
-
-def test_the_probe_tells_whether_the_meeting_place_answers(
-    cli: Cli, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert cli("launch", "kubernetes", *KUBERNETES, "nodes=2", *TRAIN) == 0
-    (container,) = pod(list(yaml.safe_load_all(capsys.readouterr().out)))["containers"]
-    command = container["livenessProbe"]["exec"]["command"]
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/bin:/usr/bin")
-    with socket.create_server(("127.0.0.1", 0)) as place:
-        port = place.getsockname()[1]
-        monkeypatch.setenv("PET_MASTER_ADDR", "127.0.0.1")
-        monkeypatch.setenv("PET_MASTER_PORT", str(port))
-        assert subprocess.run(command, check=False, capture_output=True).returncode == 0
-    assert subprocess.run(command, check=False, capture_output=True).returncode != 0
-
-
-@pytest.mark.parametrize("name", ["My run_1.b", "3d", "---", "x" * 90, "a-" * 30])
-def test_any_name_becomes_one_that_kubernetes_takes(name: str) -> None:
-    from vidtrain.launching.kubernetes import valid_name
-
-    assert re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", valid_name(name))
-
-
 def test_a_machine_knows_whether_the_meeting_place_is_its_own() -> None:
     from vidtrain.launching.meeting_place import is_here
 
@@ -238,3 +166,44 @@ def test_nothing_is_left_of_a_machine_that_lost_the_others() -> None:
 )  # fmt: skip
 def test_time_limits_are_read_as_slurm_does(time: str, seconds: float) -> None:
     assert slurm.limit_seconds(time) == seconds
+
+
+def test_what_follows_is_written_as_without_launch(
+    cli: Cli, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (("doctor", "--json"), ("models", "x3d*"), ("models", "x3d_m", "--detail")):
+        assert cli("launch", "torchrun", "--dry-run", "--", *words) == 0, capsys.readouterr().err
+    assert "pattern=" in capsys.readouterr().out
+
+
+def test_what_does_not_go_on_is_not_started_again(
+    cli: Cli, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("slurm", "--dry-run", "gpus_per_node=8")
+    for words, restarts, requeues in ((("train",), 3, 100), (("check",), 0, 100),
+                                      (("models", "x3d_m"), 0, 0)):  # fmt: skip
+        assert cli("launch", *options, "--", *words) == 0
+        text = capsys.readouterr().out
+        assert f"max_restarts={restarts} " in text
+        assert f'"${{SLURM_RESTART_COUNT:-0}}" -ge {requeues} ]' in text
+        assert f"processes_per_node={8 if words[0] == 'train' else 1} " in text
+    assert cli("launch", *options, "max_requeues=5", "--", "models", "x3d_m") == 0
+    assert "-ge 5 ]" in capsys.readouterr().out
+
+
+def test_a_setup_line_that_fails_ends_the_job() -> None:
+    lines = ["X='a b'", "# a comment", "cd /", "[ \"$X\" = 'a b' ]"]
+    for more, code in (([], 0), (["no_such_command 'a b'"], 1)):
+        job = slurm.Job(
+            name="a", log=Path("a.log"), nodes="1", processes=1, gpus=0, cpus=1, memory_gb=None,
+            partition=None, account=None, time=None, grace_seconds=1, join_seconds=1,
+            max_restarts=0, max_requeues=0, interface=None, options=[], setup=[*lines, *more],
+            env={},
+        )  # fmt: skip
+        text = slurm.script(job, ["train"])
+        (inner,) = [word for word in shlex.split(text, comments=True) if "exec " in word]
+        assert "exec " in inner.splitlines()[-1]
+        ran = subprocess.run(["bash", "-c", inner.rpartition("exec ")[0]], check=False,
+                             capture_output=True, text=True)  # fmt: skip
+        assert ran.returncode == code, ran.stderr
+        assert ("vidtrain: setup: no_such_command 'a b' failed" in ran.stderr) == bool(more)

@@ -136,22 +136,28 @@ def _dispatch(argv: list[str]) -> int:
     if "-h" in rest or "--help" in rest:
         print(_stage_help(stage, rest), end="")
         return 0
-    rest = [FLAGS.get(stage, {}).get(word, word) for word in rest]
-    if stage in BARE_FOLDERS:
-        rest = words.join_folders(rest)
-    key = BARE_WORD.get(stage)
-    if key is not None:
-        before = ["", *rest]
-        rest = [
-            f"{key}={words.quoted(word)}"
-            if word[:1] not in "-+~" and "=" not in word and last[:1] != "-"
-            else word
-            for last, word in zip(before, rest, strict=False)
-        ]
+    rest = _overrides(stage, rest)
     if command is not None:
+        command[1:] = _overrides(command[0], command[1:]) if command else []
         rest.append(f"command=[{','.join(map(words.quoted, command))}]")
     _run_stage(stage, rest)
     return 0
+
+
+def _overrides(stage: str, given: list[str]) -> list[str]:
+    """Returns the words of a command line as Hydra takes them."""
+    rest = [FLAGS.get(stage, {}).get(word, word) for word in given]
+    if stage in BARE_FOLDERS:
+        return words.join_folders(rest)
+    key = BARE_WORD.get(stage)
+    if key is None:
+        return rest
+    return [
+        f"{key}={words.quoted(word)}"
+        if word[:1] not in "-+~" and "=" not in word and last[:1] != "-"
+        else word
+        for last, word in zip(["", *rest], rest, strict=False)
+    ]
 
 
 @dataclass

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 # SIGUSR1 is what Slurm is asked to send ahead of a time limit.
+LAUNCHED = {"TORCHELASTIC_RUN_ID", "VIDTRAIN_LAUNCHED"}  # set by what ends with its processes
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -18,7 +19,7 @@ class Stop:
 
     Attributes:
         signum: Number of the signal, or 0.
-        launcher: Number of the torchrun process that started this one, if one has.
+        launcher: Number of the torchrun, or the like, that started this process; None: a person.
     """
 
     signum: int = 0
@@ -26,14 +27,14 @@ class Stop:
 
     @property
     def asked(self) -> bool:
-        """Whether a signal came, or torchrun, which would pass one on, is gone."""
+        """Whether a signal came, or what would pass one on is gone."""
         return bool(self.signum) or self.launcher not in (None, os.getppid())
 
 
 @contextmanager
 def deferred() -> Iterator[Stop]:
     """Notes the signals instead of dying; a second Ctrl-C interrupts at once."""
-    stop = Stop(launcher=os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None)
+    stop = Stop(launcher=os.getppid() if LAUNCHED & os.environ.keys() else None)
     if threading.current_thread() is not threading.main_thread():
         yield stop  # a launcher's thread: signals are not ours to handle
         return

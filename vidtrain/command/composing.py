@@ -19,7 +19,7 @@ from vidtrain.command import sweeping
 from vidtrain.command.explaining import explain
 from vidtrain.command.run_folders import here_are
 from vidtrain.command.teacher_choice import choose_teacher
-from vidtrain.config import SCHEMAS, RunConfig
+from vidtrain.config import RANKED, SCHEMAS, RunConfig
 from vidtrain.errors import InputError, UsageError
 from vidtrain.words import config_dirs
 
@@ -67,6 +67,11 @@ def run_hydra(stage: str, overrides: list[str], call: Call, *, conf: Path) -> No
         InputError: The run folder cannot be made.
     """
     register_schemas()
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1 and stage not in (*RANKED, "launch"):
+        raise UsageError(
+            f"vidtrain {stage} is one process, and WORLD_SIZE={world}: run it without torchrun"
+        )
     if issubclass(SCHEMAS[stage], RunConfig) and "--hydra-help" not in overrides:
         overrides = _record_run(stage, overrides)
     if stage == "train":

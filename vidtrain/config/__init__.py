@@ -92,6 +92,8 @@ class ModelsConfig:
     detail: bool = False
 
 
+RANKED = ("train", "eval", "export", "doctor")  # stages that torchrun may start several times
+
 SCHEMAS: dict[str, type] = {
     "train": TrainConfig,
     "eval": EvalStageConfig,

@@ -13,8 +13,10 @@ class LaunchConfig:
         dry_run: Print what would be submitted or run, and do nothing (also --dry-run).
         nodes: Machines; torchrun and slurm also take MIN:MAX.
         processes_per_node: Processes of one machine; null: one per GPU, or one.
-        max_restarts: Times that torchrun starts all processes again after one has failed.
-        grace_seconds: Time that processes get to save their state after a signal.
+        max_restarts: Times that torchrun starts all processes again after one has failed; null: 3
+            for a training, which goes on from its last checkpoint, else 0.
+        grace_seconds: Time that processes get to save their state after a signal. (torch gives
+            them 30 s when a machine joins or another process has failed.)
         join_seconds: Longest time that machines wait for one another.
         gpus_per_node: GPUs to ask for on each machine. slurm, kubernetes.
         cpus_per_process: Cores to ask for per process. slurm, kubernetes.
@@ -28,7 +30,8 @@ class LaunchConfig:
         time: Slurm's time limit, such as 24:00:00; null: the partition's.
         options: More words for sbatch: 'options=["--constraint=a100","--exclusive"]'.
         setup: Shell lines to run on each node first: setup=['module load cuda']. slurm.
-        max_requeues: Times that a stopped job is queued again. slurm.
+        max_requeues: Times that a stopped job is queued again; null: 100 where the same command
+            goes on from where it stopped, else 0. slurm.
         max_failures: Times that a failed job is started again. kubernetes.
         image: Container image. kubernetes.
         namespace: Kubernetes' namespace; null: the present one.
@@ -49,7 +52,7 @@ class LaunchConfig:
     dry_run: bool = False
     nodes: str = "1"
     processes_per_node: int | None = None
-    max_restarts: int = 3
+    max_restarts: int | None = None
     grace_seconds: int = 120
     join_seconds: int = 900
     gpus_per_node: int = 1
@@ -62,7 +65,7 @@ class LaunchConfig:
     time: str | None = None
     options: list[str] = field(default_factory=list)
     setup: list[str] = field(default_factory=list)
-    max_requeues: int = 100
+    max_requeues: int | None = None
     max_failures: int = 10
     image: str | None = None
     namespace: str | None = None

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 ORDER = {"ok": 0, "warn": 1, "fail": 2}
@@ -95,7 +95,11 @@ def merged(reports: Mapping[int, Sequence[Finding]], members: Mapping[int, Membe
     for rank in sorted(reports):
         for finding in reports[rank]:
             subjects.setdefault(finding.subject, []).append((rank, finding))
-    return [line for found in subjects.values() for line in _of_subject(found, members)]
+    return [
+        line
+        for found in subjects.values()
+        for line in _of_subject(_with_absent(found, reports, members), members)
+    ]
 
 
 def line(finding: Finding, members: Sequence[Member] = ()) -> Line:
@@ -160,6 +164,20 @@ def concerned(
     found = {rank for rank, _ in group}
     found |= {rank for rank, member in members.items() if member.node in nodes}
     return tuple(sorted(found))
+
+
+def _with_absent(
+    found: list[tuple[int, Finding]], ranks: Iterable[int], members: Mapping[int, Member]
+) -> list[tuple[int, Finding]]:
+    """Adds the processes that do not have a variable or a package which others have."""
+    like = found[0][1]
+    if not like.alike or like.subject.split()[0] not in ("variable", "package"):
+        return found
+    lacking = set(ranks) - {rank for rank, _ in found}
+    if like.quiet:  # said by one process of each node
+        lacking = {rank for rank in lacking if members[rank].leads}
+    absent = dataclasses.replace(like, verdict="ok", found="nothing", quiet=True)
+    return sorted([*found, *((rank, absent) for rank in lacking)], key=lambda item: item[0])
 
 
 def _differing(found: list[tuple[int, Finding]]) -> list[tuple[int, Finding]]:

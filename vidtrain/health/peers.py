@@ -116,7 +116,6 @@ def reached(found: Mapping[int, list[Visit]], members: Mapping[int, Member]) -> 
         members: All processes, by rank.
     """
     broken = {(rank, v.rank): v.error for rank, seen in found.items() for v in seen if v.error}
-    most = max(1, len(found) // 2)
     bad = set()
     for rank in found if len(found) > 2 else ():
         ways = (
@@ -124,7 +123,7 @@ def reached(found: Mapping[int, list[Visit]], members: Mapping[int, Member]) -> 
             ("does not reach", [b for a, b in broken if a == rank]),
         )
         for words, others in ways:
-            if len(others) > most:
+            if 2 * len(others) > len(found) - 1:
                 bad.add(rank)
                 some = next(e for pair, e in broken.items() if rank in pair)
                 yield _apart([members[rank]], f"{members[rank].host} {words} {len(others)} of "

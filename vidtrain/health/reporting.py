@@ -64,12 +64,13 @@ def show(report: Report, *, as_json: bool) -> None:
     table = Table(*(
         Column(name, overflow="fold") for name in ("check", "", *(["on"] if many else []), "found")
     ))  # fmt: skip
+    same = [row for row in lines if row.verdict == "ok" and len(row.ranks) in (0, len(members))]
     for kind, joint in FOLDED.items():
-        good = [row for row in lines if row.verdict == "ok" and row.subject.startswith(f"{kind} ")]
+        good = [row for row in same if row.subject.startswith(f"{kind} ")]
         if good:
             text = ", ".join(f"{row.subject.split()[1]}{joint}{row.found}" for row in good)
             table.add_row(f"{kind}s", "[green]ok", *([""] if many else []), escape(text))
-    rest = [row for row in lines if row.verdict != "ok" or row.subject.split()[0] not in FOLDED]
+    rest = [row for row in lines if row not in same or row.subject.split()[0] not in FOLDED]
     for row in sorted(rest, key=lambda row: row.verdict == "fail"):  # what matters stands last
         text = escape(f"{row.found}\n→ {row.remedy}" if row.remedy else row.found)
         on = place(row.ranks, members) if row.ranks else ""

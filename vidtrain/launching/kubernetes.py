@@ -169,9 +169,8 @@ def _job_spec(job: Job, container: dict[str, Any]) -> dict[str, Any]:
         ]
     memory = {"medium": "Memory", "sizeLimit": f"{job.shm_gb}Gi"}
     volumes: list[dict[str, Any]] = [{"name": "shm", "emptyDir": memory}]
-    for claim, _, _ in map(_volume, job.volumes):
-        volume = {"name": _label(claim), "persistentVolumeClaim": {"claimName": claim}}
-        volumes += [volume] * (volume not in volumes)
+    for claim, name in _volume_names(job).items():
+        volumes.append({"name": name, "persistentVolumeClaim": {"claimName": claim}})
     pod = {
         "restartPolicy": "Never",  # the Job starts a new pod instead, by the rules above
         "terminationGracePeriodSeconds": job.grace_seconds + 30,
@@ -197,11 +196,13 @@ def _container(job: Job, host: str, port: str) -> dict[str, Any]:
     probe = f"exec python -c {shlex.quote(PROBE)} {host} {port}"
     reach = {"exec": {"command": ["sh", "-c", probe]}, "periodSeconds": PROBE_SECONDS,
              "timeoutSeconds": 15}  # fmt: skip
-    variables = [{"name": key, "value": value} for key, value in job.env.items()]
+    variables = [{"name": key, "value": value.replace("$(", "$$(")}
+                 for key, value in job.env.items()]  # fmt: skip
     start = job.join_seconds // PROBE_SECONDS + PROBES
+    names = _volume_names(job)
     mounts: list[dict[str, Any]] = [{"name": "shm", "mountPath": "/dev/shm"}]
     for claim, path, read_only in map(_volume, job.volumes):
-        mounts.append({"name": _label(claim), "mountPath": path}
+        mounts.append({"name": names[claim], "mountPath": path}
                       | ({"readOnly": True} if read_only else {}))  # fmt: skip
     return {
         "name": "node",
@@ -223,5 +224,7 @@ def _volume(text: str) -> tuple[str, str, bool]:
     return claim, path, mode == "ro"
 
 
-def _label(claim: str) -> str:
-    return f"claim-{claim}"
+def _volume_names(job: Job) -> dict[str, str]:
+    """Returns a name for each claim, whose own may be longer than Kubernetes lets a volume's be."""
+    claims = dict.fromkeys(_volume(text)[0] for text in job.volumes)
+    return {claim: f"claim-{number}" for number, claim in enumerate(claims)}

@@ -122,16 +122,22 @@ def script(job: Job, command: list[str]) -> str:
              f"grace_seconds={job.grace_seconds}", f"join_seconds={job.join_seconds}"]  # fmt: skip
     inner += [f"interface={job.interface}"] * bool(job.interface)
     line = " ".join([shlex.join(inner), *SHELL_WORDS, "--", shlex.join(command)])
+    # Not `set -e`, which would hold inside the functions of `module` too.
+    setup = [word for given in job.setup for word in (given, f"[ $? = 0 ] || {_failed(given)}")]
     exports = [f"export {key}={shlex.quote(value)}" for key, value in job.env.items()]
     values = {
         "directives": "\n".join(f"#SBATCH {word}" for word in directives(job)),
         "setup": "\n".join(exports),
         "wait_seconds": str(job.grace_seconds + MARGIN_SECONDS),
         "max_requeues": str(job.max_requeues),
-        "on_each_node": shlex.quote("\n".join([*job.setup, f"exec {line}"])),
+        "on_each_node": shlex.quote("\n".join([*setup, f"exec {line}"])),
     }
     text = template().read_text("utf-8")
     return re.sub(r"@(\w+)@", lambda found: values[found[1]], text)
+
+
+def _failed(line: str) -> str:
+    return f"{{ echo {shlex.quote(f'vidtrain: setup: {line} failed')} >&2; exit 1; }}"
 
 
 def directives(job: Job) -> list[str]:

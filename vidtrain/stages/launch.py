@@ -13,9 +13,9 @@ from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
 from vidtrain.command import composing, sweeping
-from vidtrain.config import SCHEMAS
+from vidtrain.config import RANKED, SCHEMAS
 from vidtrain.config.launch import LaunchConfig
-from vidtrain.errors import UsageError, did_you_mean
+from vidtrain.errors import Interrupted, UsageError, did_you_mean
 from vidtrain.launching import kubernetes, slurm, torchrun
 from vidtrain.records import runlog
 
@@ -29,6 +29,8 @@ SETTINGS = {
     | {"image", "namespace", "volumes", "shm_gb", "gpu_resource", "max_failures"},
     "torchrun": SHARED | {"endpoint", "node_rank", "job_id", "local_addr", "interface"},
 }
+RESUMED = {"train", "check", "index", "prepare"}  # whose same command goes on
+ALONE = {"benchmark", "repro"}  # which start processes of their own
 HINT = "vidtrain launch ENGINE key=value ... -- train key=value ..."
 
 
@@ -59,8 +61,16 @@ def on_this_machine(job: torchrun.Processes, config: LaunchConfig) -> None:
     """Runs torchrun, or prints how."""
     if config.dry_run:
         print(torchrun.shown(job, config.command))
-    else:
+        tell("By hand, signals end it without a save, and a silent endpoint= is not noticed.")
+        return
+    try:
         torchrun.run(job, config.command)
+    except Interrupted as error:
+        if config.command[0] in RESUMED:
+            raise
+        raise Interrupted(
+            error.signum, f"vidtrain {config.command[0]} was stopped by a signal"
+        ) from error
 
 
 def to_slurm(job: slurm.Job, config: LaunchConfig) -> None:
@@ -158,18 +168,7 @@ def check(config: LaunchConfig) -> None:
                 f"{key}={getattr(config, key)} is a setting of {' and '.join(owners)}, and says "
                 f"nothing to {config.engine}; leave it out"
             )
-    if not config.command:
-        raise UsageError(f"what is to be started? {HINT}")
-    stage, words = config.command[0], config.command[1:]
-    known = set(SCHEMAS) - {"launch"}
-    if stage not in known:
-        hint = did_you_mean(stage, known, cutoff=0.5) or f"it is one of {', '.join(sorted(known))}"
-        raise UsageError(f"{stage!r} after -- is not a stage; {hint}")
-    shown = sweeping.SHOWING & set(words)
-    if shown:
-        raise UsageError(f"{shown.pop()} shows something and runs nothing: vidtrain {stage} ...")
-    if {"-m", "--multirun"} & set(words):
-        raise UsageError("a sweep submits its own jobs: vidtrain train -m hydra/launcher=slurm ...")
+    check_command(config)
     least, most = torchrun.num_nodes(config.nodes)
     if config.engine == "kubernetes" and least != most:
         raise UsageError(f"nodes={config.nodes}: a TrainJob has a fixed number; give one")
@@ -180,6 +179,10 @@ def check(config: LaunchConfig) -> None:
             f"nodes={config.nodes} need a place to meet: add endpoint=HOST:29400, the same on all, "
             "with the name or address of one of them"
         )
+    for key in ("node_rank", "job_id", "local_addr", "join_seconds"):
+        given = getattr(config, key) != getattr(LaunchConfig(), key)
+        if config.engine == "torchrun" and config.endpoint is None and given:
+            raise UsageError(f"{key}={getattr(config, key)} says nothing without endpoint=")
     for key, low in (("processes_per_node", 1), ("max_restarts", 0), ("grace_seconds", 1),
                      ("join_seconds", 1), ("gpus_per_node", 0), ("cpus_per_process", 1),
                      ("memory_gb", 1), ("max_requeues", 0), ("max_failures", 0), ("shm_gb", 1),
@@ -187,6 +190,33 @@ def check(config: LaunchConfig) -> None:
         value = getattr(config, key)
         if value is not None and value < low:
             raise UsageError(f"{key}={value} must be at least {low}")
+
+
+def check_command(config: LaunchConfig) -> None:
+    """Refuses what cannot be started.
+
+    Raises:
+        UsageError: The message names it.
+    """
+    if not config.command:
+        raise UsageError(f"what is to be started? {HINT}")
+    stage, words = config.command[0], config.command[1:]
+    known = set(SCHEMAS) - {"launch"}
+    if stage not in known:
+        hint = did_you_mean(stage, known, cutoff=0.5) or f"it is one of {', '.join(sorted(known))}"
+        raise UsageError(f"{stage!r} after -- is not a stage; {hint}")
+    if stage in ALONE:
+        raise UsageError(f"vidtrain {stage} starts processes of its own; run it as it is")
+    shown = sweeping.SHOWING & set(words)
+    if shown:
+        raise UsageError(f"{shown.pop()} shows something and runs nothing: vidtrain {stage} ...")
+    if {"-m", "--multirun"} & set(words):
+        raise UsageError("a sweep submits its own jobs: vidtrain train -m hydra/launcher=slurm ...")
+    if stage not in RANKED:
+        for key, value in (("nodes", config.nodes), ("processes_per_node",
+                           config.processes_per_node or "1")):  # fmt: skip
+            if str(value) != "1":
+                raise UsageError(f"{key}={value}: vidtrain {stage} is one process; leave it out")
 
 
 def variables(words: list[str]) -> dict[str, str]:
@@ -206,8 +236,8 @@ def processes(config: LaunchConfig) -> torchrun.Processes:
     """Returns what torchrun starts on this machine."""
     return torchrun.Processes(
         nodes=config.nodes,
-        processes=config.processes_per_node or torch.cuda.device_count() or 1,
-        max_restarts=config.max_restarts,
+        processes=per_node(config, torch.cuda.device_count()),
+        max_restarts=max_restarts(config),
         grace_seconds=config.grace_seconds,
         join_seconds=config.join_seconds,
         endpoint=config.endpoint,
@@ -218,20 +248,32 @@ def processes(config: LaunchConfig) -> torchrun.Processes:
     )
 
 
-def per_node(config: LaunchConfig) -> int:
-    """Returns the processes of each node that a scheduler is asked for."""
-    return config.processes_per_node or config.gpus_per_node or 1
+def per_node(config: LaunchConfig, gpus: int) -> int:
+    """Returns the processes of each node, which has so many GPUs."""
+    return (config.processes_per_node or gpus or 1) if config.command[0] in RANKED else 1
+
+
+def max_restarts(config: LaunchConfig) -> int:
+    """Returns how often torchrun starts again what has failed."""
+    default = 3 if config.command[0] == "train" else 0
+    return default if config.max_restarts is None else config.max_restarts
+
+
+def max_requeues(config: LaunchConfig) -> int:
+    """Returns how often a stopped job is queued again."""
+    default = 100 if config.command[0] in RESUMED else 0
+    return default if config.max_requeues is None else config.max_requeues
 
 
 def slurm_job(config: LaunchConfig, name: str, log: Path) -> slurm.Job:
     """Returns what Slurm is asked for."""
-    per = per_node(config)
+    per = per_node(config, config.gpus_per_node)
     return slurm.Job(
         name=name, log=log, nodes=config.nodes, processes=per, gpus=config.gpus_per_node,
         cpus=per * config.cpus_per_process, memory_gb=config.memory_gb,
         partition=config.partition, account=config.account, time=config.time,
         grace_seconds=config.grace_seconds, join_seconds=config.join_seconds,
-        max_restarts=config.max_restarts, max_requeues=config.max_requeues,
+        max_restarts=max_restarts(config), max_requeues=max_requeues(config),
         interface=config.interface, options=config.options, setup=config.setup,
         env=variables(config.env),
     )  # fmt: skip
@@ -239,12 +281,12 @@ def slurm_job(config: LaunchConfig, name: str, log: Path) -> slurm.Job:
 
 def kubernetes_job(config: LaunchConfig, name: str) -> kubernetes.Job:
     """Returns what Kubernetes is asked for."""
-    per = per_node(config)
+    per = per_node(config, config.gpus_per_node)
     return kubernetes.Job(
         name=name, image=str(config.image), namespace=config.namespace, nodes=int(config.nodes),
         processes=per, gpus=config.gpus_per_node, gpu_resource=config.gpu_resource,
         cpus=per * config.cpus_per_process, memory_gb=config.memory_gb, shm_gb=config.shm_gb,
         volumes=config.volumes, env=variables(config.env), grace_seconds=config.grace_seconds,
-        join_seconds=config.join_seconds, max_restarts=config.max_restarts,
+        join_seconds=config.join_seconds, max_restarts=max_restarts(config),
         max_failures=config.max_failures,
     )  # fmt: skip

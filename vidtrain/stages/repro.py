@@ -1,6 +1,5 @@
 """Is a run reproducible: run its first steps again, or explain the first difference of two."""
 
-import os
 import tempfile
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -51,8 +50,6 @@ def _check(config: ReproConfig) -> None:
         raise UsageError(f"tolerance={config.tolerance} must be from 0 to below 1")
     if len(config.folders) == 2 and (config.steps is not None or config.keep is not None):
         raise UsageError("steps= and keep= are for one run folder; two are compared as they are")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("vidtrain repro is one process, and starts torchrun itself if need be")
 
 
 def _folder(keep: str | None) -> AbstractContextManager[str]:

@@ -31,6 +31,7 @@ def in_worker(config: dict) -> None:
         "RANK": context.get_world_rank(), "WORLD_SIZE": context.get_world_size(),
         "LOCAL_RANK": context.get_local_rank(), "LOCAL_WORLD_SIZE": context.get_local_world_size(),
         "MASTER_ADDR": told[0], "MASTER_PORT": told[1],
+        "VIDTRAIN_LAUNCHED": 1,  # it saves and ends when this worker is gone
     }  # fmt: skip
     command = [sys.executable, "-m", "vidtrain", *config["command"]]
     environment = os.environ | {key: str(value) for key, value in variables.items()}
