@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-# SIGUSR1 is what Slurm is asked to send ahead of a time limit.
 LAUNCHED = {"TORCHELASTIC_RUN_ID", "VIDTRAIN_LAUNCHED"}  # set by what ends with its processes
+# SIGUSR1 is what Slurm is asked to send ahead of a time limit.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
