@@ -85,10 +85,11 @@ def test_wrong_settings(
     assert message in capsys.readouterr().err
 
 
-def test_it_composes_what_train_composes() -> None:
+@pytest.mark.parametrize("stage", ["doctor", "benchmark"])
+def test_it_composes_what_train_composes(stage: str) -> None:
     ours, theirs = (
         [entry for entry in yaml.safe_load((REPO / "conf" / f"{name}.yaml").read_text())["defaults"]
-         if entry != f"{name}_schema"] for name in ("doctor", "train")
+         if entry != f"{name}_schema"] for name in (stage, "train")
     )  # fmt: skip
     assert ours == theirs
 
