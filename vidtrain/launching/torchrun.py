@@ -186,13 +186,14 @@ def _is_host(job: Processes) -> bool:
 
 @contextmanager
 def _stopping() -> Iterator[None]:
-    """Lets the first signal stop torchrun."""
+    """Lets the first signal stop torchrun; after it none counts, to the end of this process."""
     before = {number: signal.signal(number, _stop_once) for number in STOPS}
     try:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is _stop_once:
+                signal.signal(number, handler)
 
 
 def _stop_once(signum: int, frame: FrameType | None) -> None:
