@@ -1,6 +1,7 @@
 """One training on any number of gloo processes: the same losses, bits and weights."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,6 +89,23 @@ def test_fsdp_learns_as_ddp_does(
     tolerance = 1e-2 if extra else 1e-5
     assert losses(tmp_path / "runs/fsdp") == pytest.approx(
         losses(tmp_path / "runs/ddp"), rel=tolerance
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_a_compiled_network_learns_as_the_plain_one_does(
+    small_run: tuple[str, ...], tmp_path: Path, kind: str
+) -> None:
+    settings = (*small_run, *MICRO, "model.build.dropout=0.0", f"parallel={kind}",
+                "train.max_steps=3")  # fmt: skip
+    trained(2, *settings, "name=plain", cwd=tmp_path)
+    said = trained(2, *settings, "name=compiled", "model.compile=true", cwd=tmp_path)
+    assert "graph break" in said
+    assert losses(tmp_path / "runs/compiled") == pytest.approx(
+        losses(tmp_path / "runs/plain"), rel=1e-4
     )
 
 
