@@ -135,7 +135,7 @@ def test_steps_are_run_in_processes_of_their_own_and_global_generators_stay(
     assert torch.equal(states[0], after[0]) and states[1:] == after[1:]
     said = capsys.readouterr().err
     assert "8 clips" in said and "train.accumulate=1" in said
-    with pytest.raises(UsageError, match="not even micro-batches of 1 clips fit"):
+    with pytest.raises(UsageError, match="not even micro-batches of 1 clip fit"):
         find_accumulate(config, ALONE, memory=2**20)
     wrong = dataclasses.replace(config, optimizer={"_target_": "torch.optim.SGD", "lr": -1.0})
     with pytest.raises(UsageError, match="UsageError: optimizer"):
@@ -169,7 +169,7 @@ def test_all_ranks_take_the_same_number_and_hear_of_the_same_error(
     run = ("train", *small_run, "train.accumulate=auto", "train.dry_run=true")
     done = vidtrain(*run, cwd=tmp_path, prefix=launch)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("taken: 1 micro-batches of 2 clips") == 1
+    assert done.stderr.count("taken: 1 micro-batch of 2 clips") == 1
     assert "training step of 4 clips (1 x 2 micro-batches of 2 clips)" in done.stderr
     done = vidtrain(*run, "optimizer.lr=-1", cwd=tmp_path, prefix=launch)
     assert done.returncode != 0
