@@ -1,6 +1,6 @@
 """The inflated networks: what they compute on a still clip, and the sizes that are published."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -230,11 +230,16 @@ def test_any_clip_passes_and_the_classifier_comes_last(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "net", [i3d_inceptionv1(7), i3d_resnet(7, non_local=5)], ids=["inceptionv1", "nl5_resnet50"]
+    "build",
+    [lambda: i3d_inceptionv1(7), lambda: i3d_resnet(7, non_local=5)],
+    ids=["inceptionv1", "nl5_resnet50"],
 )
 @torch.no_grad()
-def test_networks_are_exported_for_any_length(net: nn.Module, tmp_path: Path) -> None:
+def test_networks_are_exported_for_any_length(
+    build: Callable[[], nn.Module], tmp_path: Path
+) -> None:
     torch.manual_seed(0)
+    net = build()
     clip = torch.randn(2, 3, 16, 32, 32)
     awaken(net, torch.randn(4, 3, 16, 64, 64))
     axes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC},)
