@@ -80,7 +80,7 @@ def test_adding_a_data_set(project: Path, class_folders: Path, tmp_path: Path) -
 
 def test_adding_a_stage(project: Path, class_folders: Path) -> None:
     text = section("Add a stage")
-    config = project / "vidtrain" / "config.py"
+    config = project / "vidtrain" / "config" / "__init__.py"
     added = re.search(r"```python\n(@dataclass.*?)^```", text, re.M | re.S)
     assert added is not None
     source = config.read_text("utf-8").replace(
