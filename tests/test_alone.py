@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 from conftest import vidtrain
+from namespaces import until
 
 from vidtrain.errors import InputError
 from vidtrain.records import alone as keeping
@@ -26,13 +26,6 @@ def rows(run: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def until(happened, seconds: float = 120) -> None:  # type: ignore[no-untyped-def]
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end
-        time.sleep(0.1)
-
-
 def start(*words: str, cwd: Path) -> subprocess.Popen:
     log = open(cwd / "said.txt", "w")  # noqa: SIM115
     return subprocess.Popen([sys.executable, "-m", *words], cwd=cwd, stdout=log, stderr=log)
@@ -45,7 +38,7 @@ def test_a_second_training_of_a_run_folder_is_refused(
     run = tmp_path / "runs/one"
     first = start("vidtrain", *words, cwd=tmp_path)
     try:
-        until(lambda: rows(run))
+        until(lambda: bool(rows(run)), "a row", seconds=120)
         second = vidtrain(*words, cwd=tmp_path)
         assert second.returncode == 1
         assert f"pid {first.pid}) is writing to runs/one" in second.stderr
@@ -88,7 +81,7 @@ def test_processes_save_and_end_when_their_torchrun_is_killed(
     words = ("train", *small_run, *SLOWLY, "train.batch_size=4", "name=one")
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "vidtrain")
     launcher = start(*torchrun, *words, cwd=tmp_path)
-    until(lambda: rows(tmp_path / "runs/one"))
+    until(lambda: bool(rows(tmp_path / "runs/one")), "a row", seconds=120)
     workers = psutil.Process(launcher.pid).children(recursive=True)
     launcher.kill()
     launcher.wait()

@@ -79,8 +79,7 @@ def _explain_key(key: str, stage: str, overrides: list[str], conf: Path) -> str:
     if found is None and place in groups:
         choices = [name for name in groups[place] if name != "none"]
         return f"{refused}: nothing is chosen for {place}; choose {place}={' or '.join(choices)}"
-    names = _settings(found, f"{place}." * bool(place), groups)
-    inside = dict(zip(names, names, strict=True))
+    inside = {name: name for name in _settings(found, f"{place}." * bool(place), groups)}
     target = found.get("_target_") if isinstance(found, dict) else None
     extra = _arguments(target, place)
     if place == parent and last in extra:
@@ -105,11 +104,8 @@ def _nearest(key: str, inside: dict[str, str], everywhere: list[str], place: str
     if not near:
         parts = {name: name.rpartition(".")[2] for name in everywhere}
         near = [word for word, part in parts.items() if part == last][:3]  # at another place
-        near = (
-            near
-            or _alike(last, parts, ALIKE)
-            or _alike(key, dict(zip(everywhere, everywhere, strict=True)), ALIKE)
-        )
+        whole = {name: name for name in everywhere}
+        near = near or _alike(last, parts, ALIKE) or _alike(key, whole, ALIKE)
     if near:
         return f"did you mean {' or '.join(near)}?"
     if place and inside:

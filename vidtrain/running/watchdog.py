@@ -75,7 +75,7 @@ def watching(world: World, *, timeout_seconds: float) -> Iterator[None]:
         def leave() -> bool:
             return _leave(store, world, str(next(numbers)))
 
-        told = _in_time(leave, 2 * pause)
+        _in_time(leave, 2 * pause)
         while not ended.wait(pause):
             told = _in_time(leave, 2 * pause)
             if _still(world) > timeout_seconds:
