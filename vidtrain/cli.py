@@ -292,5 +292,7 @@ def _comment(path: Path) -> list[str]:
 
 def _complain(text: str, code: int) -> int:
     rank = os.environ.get("RANK", "0")
-    print(f"vidtrain: {'' if rank == '0' else f'rank {rank}: '}{text}", file=sys.stderr, flush=True)
+    who = "" if rank == "0" else f"rank {rank}: "
+    # The line's end in the same write: other processes speak at the same time.
+    print(f"vidtrain: {who}{text}\n", end="", file=sys.stderr, flush=True)
     return code

@@ -196,7 +196,8 @@ def _end(world: World, notes: list[Note], main_thread: int, pause: float) -> Non
     frame = sys._current_frames().get(main_thread)
     if mine and frame is not None:
         said += "\n" + "".join(traceback.format_stack(frame)[-FRAMES:]).rstrip()
-    print(f"vidtrain: rank {world.rank}: {said}", file=sys.stderr, flush=True)
+    # The line's end in the same write: the others speak at the same time.
+    print(f"vidtrain: rank {world.rank}: {said}\n", end="", file=sys.stderr, flush=True)
     if world.is_main:
         time.sleep(4 * pause)  # the others read in the store that this process holds
     os._exit(1)
