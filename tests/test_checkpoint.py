@@ -1,5 +1,6 @@
 """Checkpoints: whole or not at all, no code on loading, nothing lost on a full disk."""
 
+import os
 import pickle
 import resource
 import signal
@@ -186,3 +187,31 @@ def test_config_differences_are_listed_by_key() -> None:
     found = checkpoint.config_differences(old, new, ignore=("name", "q."))
     assert found == ["b.c: [1] -> [2]"]
     assert checkpoint.config_differences(old, new, ignore=("name", "b.")) == []
+
+
+@pytest.mark.parametrize("calls", [0, 1, 2])
+def test_one_that_replaces_another_of_its_step_loses_neither_to_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int
+) -> None:
+    write(tmp_path, 3)
+    rename, left = os.rename, [calls]
+
+    def until_killed(source: Path, target: Path) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt  # nothing of ours catches it, as nothing would a kill
+        left[0] -= 1
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", until_killed)
+    if calls < 2:
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path, 3, state={"step": 3, "a": "new"})
+    else:
+        write(tmp_path, 3, state={"step": 3, "a": "new"})
+    monkeypatch.undo()
+    checkpoint_writing.bring_back(tmp_path)
+    found = newest_intact(tmp_path, print)
+    assert found is not None
+    assert checkpoint.state(found)["a"] == ("new" if calls == 2 else [1, 2.5, None, "x"])
+    checkpoint_writing.tidy(tmp_path)
+    assert names(tmp_path) == ["step_00000003"]

@@ -4,7 +4,6 @@ Everything that could go wrong is on: mixup and cutmix, dropout, RandAugment, av
 accumulation, loader processes, a checkpoint after each step, written in the background.
 """
 
-import contextlib
 import hashlib
 import os
 import signal
@@ -66,9 +65,8 @@ def kill_at(moment: Moment, delay: float, command: list[str], run: Path) -> bool
         except psutil.NoSuchProcess:
             pass
         os.kill(process.pid, signal.SIGKILL)
-    for child in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive, "loader processes outlive their training"
     assert process.returncode in (0, -signal.SIGKILL), (run.parent.parent / "said.txt").read_text()
     return process.returncode != 0
 

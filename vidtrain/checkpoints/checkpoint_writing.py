@@ -22,6 +22,8 @@ from vidtrain.checkpoints.checkpoint import (
 )
 from vidtrain.errors import InputError
 
+REPLACED = ".was"  # end of the hidden name of a checkpoint that another of its step replaces
+
 
 def write(
     folder: Path, step: int, *, model: Tensors, average: Tensors | None, state: dict[str, Any],
@@ -97,9 +99,13 @@ def finish(
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
         for path in (*written, temporary / MANIFEST, *{path.parent for path in written}):
             _sync(path)
-        remove(final)
+        replaced = final.with_name(f".{final.name}{REPLACED}")
+        shutil.rmtree(replaced, ignore_errors=True)
+        if final.exists():
+            os.rename(final, replaced)
         os.rename(temporary, final)
         _sync(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
     except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise InputError(_cannot_write(final, error)) from error
@@ -126,6 +132,14 @@ def remove(path: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
     os.rename(path, gone)
     shutil.rmtree(gone, ignore_errors=True)
+
+
+def bring_back(folder: Path) -> None:
+    """Gives a checkpoint its name again that was about to be replaced when a kill came."""
+    for replaced in folder.glob(f".step_*{REPLACED}"):
+        final = replaced.with_name(replaced.name.removesuffix(REPLACED)[1:])
+        if not final.exists():
+            os.rename(replaced, final)
 
 
 def tidy(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import queue
 import signal
 import threading
 import time
@@ -11,6 +12,7 @@ from multiprocessing import (
     forkserver,
     parent_process,
     popen_forkserver,
+    queues,
     resource_tracker,
 )
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -31,13 +33,56 @@ class _Popen(popen_forkserver.Popen):
 
 
 class _Process(ForkServerProcess):
+    """A process that ends as soon as the one that started it is gone.
+
+    Each of them holds the pipe by whose end the server would learn of that: it would never end.
+    """
+
     @staticmethod
     def _Popen(process_obj: Any) -> Any:
         return _Popen(process_obj)
 
+    def run(self) -> None:
+        """Calls the target."""
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        super().run()
+
+
+class _Queue(queues.Queue):
+    """A queue whose reader soon learns that one of those who write to it has died."""
+
+    writers: "list[_Process] | tuple[()]" = ()
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        """Returns the next item.
+
+        Raises:
+            queue.Empty: None came in time, or a writer was killed or failed.
+        """
+        end = time.monotonic() + (math.inf if timeout is None else timeout)
+        while True:
+            rest = max(0.0, end - time.monotonic()) if block else 0.0
+            try:
+                return super().get(block, min(rest, TICK_SECONDS))
+            except queue.Empty:
+                if rest <= TICK_SECONDS or any(process.exitcode for process in self.writers):
+                    raise
+
 
 class _Context(ForkServerContext):
-    Process = _Process
+    def __init__(self) -> None:
+        self.started: list[_Process] = []
+
+    def Process(self, *args: Any, **settings: Any) -> _Process:  # type: ignore[override]
+        """Makes a process."""
+        self.started.append(_Process(*args, **settings))
+        return self.started[-1]
+
+    def Queue(self, maxsize: int = 0) -> _Queue:  # type: ignore[override]
+        """Makes a queue that all processes started from here may write to."""
+        made = _Queue(maxsize, ctx=self)
+        made.writers = self.started
+        return made
 
 
 def clean_server(module: str) -> ForkServerContext:
@@ -125,11 +170,10 @@ def _result(
 
 def _run(function: Callable[[J], Any], job: J, answer: connection.Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's affair
-    threading.Thread(target=_die_with_parent, daemon=True).start()
     answer.send(function(job))
 
 
-def _die_with_parent() -> None:
+def _end_with_parent() -> None:
     """Nobody would take what an orphan makes."""
     parent = parent_process()
     if parent is not None:

@@ -14,7 +14,6 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 import yaml
-from PIL import Image
 from torch import nn
 
 from vidtrain.checkpoints.checkpoint import digest
@@ -24,7 +23,7 @@ from vidtrain.parallel.shards import is_sharded
 from vidtrain.records import sinks
 from vidtrain.report.clip_pictures import plot_filmstrips, worst_errors
 from vidtrain.report.figures import as_csv, best_figures
-from vidtrain.report.plots import plot_confusion
+from vidtrain.report.plots import plot_confusion, read_picture
 from vidtrain.report.terminal import Meter as Meter
 from vidtrain.report.terminal import console
 
@@ -103,11 +102,6 @@ def warn(text: str) -> None:
     console.print(text, markup=False)
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """Returns a picture as (H, W, 3) uint8."""
-    return np.asarray(Image.open(path).convert("RGB"))
-
-
 def finite(value: torch.Tensor) -> float | None:
     """Returns a scalar as a float, or None where JSON has no number for it."""
     return float(value) if value.isfinite() else None
@@ -123,7 +117,10 @@ class RunLog:
         epoch: Epoch that rows belong to.
     """
 
-    def __init__(self, folder: Path, config: LogConfig, *, main: bool, start_step: int) -> None:
+    def __init__(
+        self, folder: Path, config: LogConfig, *, main: bool, start_step: int,
+        again: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         """Makes a log that is still closed.
 
         Args:
@@ -131,9 +128,10 @@ class RunLog:
             config: Where to log to.
             main: Whether this process writes.
             start_step: Step that the training goes on from.
+            again: Kinds of rows of that step that will be written again.
         """
         self.folder, self.main, self.step, self.epoch = folder, main, start_step, 0.0
-        self.config, self.sinks = config, list[sinks.Sink]()
+        self.config, self.sinks, self.again = config, list[sinks.Sink](), again
         self.files: dict[str, TextIO] = {}
 
     def open(self, settings: dict[str, Any]) -> None:
@@ -153,7 +151,12 @@ class RunLog:
         # Steps are counted from 0 where they are left out, and when taken elsewhere.
         for name, after in (("metrics", 1), ("speed", 1), ("nonfinite", 0)):
             path = self.folder / f"{name}.jsonl"
-            kept = [row for row in read_rows(path) if row["step"] < self.step + after]
+            kept = [
+                row
+                for row in read_rows(path)
+                if row["step"] < self.step + after
+                and not (row["step"] == self.step and row.get("kind") in self.again)
+            ]
             if kept or name != "nonfinite":
                 write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         self.sinks = self._opened(settings)

@@ -16,6 +16,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from vidtrain.errors import InputError
 
@@ -145,6 +146,11 @@ def plot_clip_grid(clips: np.ndarray, labels: Sequence[str], path: Path) -> None
         axes.set_title(f"frame {frame}", fontsize=9)
     figure.suptitle(f"{num_frames}-frame clips, {width} x {height} pixels")
     save(figure, path)
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """Returns a picture as (H, W, 3) uint8."""
+    return np.asarray(Image.open(path).convert("RGB"))
 
 
 def save(figure: Figure, path: Path) -> None:

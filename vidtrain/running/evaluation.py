@@ -1,18 +1,23 @@
 """One pass over a split: used by validation while training and by the eval stage alike."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import nn
 
 from vidtrain import distributed
 from vidtrain.data.eval_loading import EvalLoader, ViewWindow
+from vidtrain.data.video import Video
 from vidtrain.distributed import World
 from vidtrain.tasks.scores import Scores
 from vidtrain.training.precision import Precision
 
 # Raw clips (B, T, S, S, 3) uint8 on the device to what the model takes.
 ToInput = Callable[[torch.Tensor], torch.Tensor]
+
+
+class BrokenOff(Exception):
+    """A signal came during an evaluation, which has no result; raised on all processes alike."""
 
 
 def evaluate(
@@ -24,6 +29,7 @@ def evaluate(
     precision: Precision,
     world: World,
     advance: Callable[[int], None] = lambda videos: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> list[Scores]:
     """Runs the model over every view of every video, once.
 
@@ -35,17 +41,21 @@ def evaluate(
         precision: Arithmetic.
         world: This process among all.
         advance: Called with the number of videos finished, for a progress bar.
+        stop: Asked after each batch whether to break off.
 
     Returns:
         On rank 0 the scores of all videos in the order of the list; [] on other ranks.
+
+    Raises:
+        BrokenOff: A process was asked to stop.
     """
-    mode = model.training
+    mode, stopped = model.training, stop()
     model.eval()
     found: dict[tuple[int, int], torch.Tensor] = {}
     left: dict[int, int] = {}
     with torch.inference_mode():
         buffer: torch.Tensor | None = None
-        for item in loader:
+        for item in () if stopped else loader:
             world.place.note(f"evaluation, after {len(found)} windows of views")
             if buffer is None:
                 buffer = clip_buffer(item, loader.views.crop_size, batch_size, world.device)
@@ -56,10 +66,24 @@ def evaluate(
                     found[window.video, window.first_view + start] = rows
                     left[window.video] = left.get(window.video, window.num_views) - len(rows)
                     advance(int(left[window.video] == 0))
+            if stopped := stop():
+                break
     model.train(mode)
+    if distributed.any_true(stopped, world):
+        raise BrokenOff
     shards = distributed.gather(found, world)
-    if not world.is_main:
-        return []
+    return in_order(shards, loader.views.videos.videos) if world.is_main else []
+
+
+def in_order(
+    shards: list[dict[tuple[int, int], torch.Tensor]], videos: Sequence[Video]
+) -> list[Scores]:
+    """Returns the scores of all videos, each view of which must be there once.
+
+    Args:
+        shards: For each process, by video and first view, (views, classes) logits.
+        videos: The list that was evaluated.
+    """
     merged = sorted(((key, rows) for shard in shards for key, rows in shard.items()),
                     key=lambda pair: pair[0])  # fmt: skip
     views: dict[int, list[torch.Tensor]] = {}
@@ -67,7 +91,6 @@ def evaluate(
         seen = views.setdefault(video, [])
         assert first == sum(len(r) for r in seen), "a view lost or twice"
         seen.append(rows)
-    videos = loader.views.videos.videos
     assert sorted(views) == list(range(len(videos))), "a video lost"
     return [
         Scores(id=videos[index].id, labels=videos[index].all_labels,

@@ -49,7 +49,8 @@ def introduce(parts: Parts, config: TrainConfig, log: RunLog, world: World) -> N
         log.say("\n".join(parts.started.lines()))
     describe_training(parts, config, log)
     if step:
-        words = "finished at" if step >= last_step(parts, config) else "going on from"
+        whole = step >= last_step(parts, config) and not parts.progress.owes_validation
+        words = "finished at" if whole else "going on from"
         log.say(f"{words} step {step} of {plan.total_steps} in {log.folder}")
         return
     show_inputs(parts, config, log, world)

@@ -42,11 +42,13 @@ class Progress:
         step: Optimizer steps taken.
         best: The best validations, {"step", "value", "figures"}, the best first.
         stale: Validations since the best one.
+        owes_validation: Whether one is due after the present step that a signal broke off.
     """
 
     step: int = 0
     best: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     stale: int = 0
+    owes_validation: bool = False
 
     def judge(self, value: float, figures: dict[str, Any], *, lower_is_better: bool,
               keep: int) -> bool:  # fmt: skip

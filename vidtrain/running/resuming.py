@@ -97,7 +97,12 @@ def restore(parts: Parts, config: TrainConfig, folder: Path, world: World) -> No
         InputError: All checkpoints are damaged.
     """
     kept = folder / "checkpoints"
-    chosen = distributed.together(lambda: newest_intact(kept, runlog.warn), world)
+
+    def newest() -> Path | None:
+        checkpoint_writing.bring_back(kept)
+        return newest_intact(kept, runlog.warn)
+
+    chosen = distributed.together(newest, world)
     if chosen is not None and not chosen.is_dir():
         raise InputError(
             f"rank 0 has {chosen}, this process does not; all nodes must share the folder of runs "

@@ -27,7 +27,7 @@ from vidtrain.running.resuming import restore, save, saver_of
 from vidtrain.running.sharded_saving import ShardedSaver
 from vidtrain.running.stepping import optimizer_step
 from vidtrain.running.trials import warm_up
-from vidtrain.running.validation import validate
+from vidtrain.running.validation import ROWS, validate
 
 
 def train(config: TrainConfig) -> float | None:
@@ -64,7 +64,8 @@ def train(config: TrainConfig) -> float | None:
         strict.refuse(config, parts, world)
         parts.network = build.replicated(config, parts.model, world)
         warm_up(parts, config, world)
-        log = RunLog(folder, config.log, main=world.is_main, start_step=parts.progress.step)
+        log = RunLog(folder, config.log, main=world.is_main, start_step=parts.progress.step,
+                     again=ROWS if parts.progress.owes_validation else ())  # fmt: skip
         saver = saver_of(parts, config, folder / "checkpoints", world)
         with closing(log), closing(saver):
             distributed.together(lambda: log.open(dataclasses.asdict(config)), world)
@@ -80,8 +81,10 @@ def fit(
     stop: Stop,
 ) -> None:  # fmt: skip
     """The training loop: from the present step to the last, or to where it stops improving."""
-    progress, patience = parts.progress, config.train.patience or math.inf
-    last = last_step(parts, config)
+    progress, last = parts.progress, last_step(parts, config)
+    if progress.owes_validation:
+        log.at(progress.step, parts.timeline.epoch_of(progress.step))
+        after_step(parts, config, log, saver, world, stop, asked=False)
     batches = train_batches(parts.clips, parts.plan, rank=world.rank, start_step=progress.step)
     meter = Meter(total=last, start=progress.step, main=world.is_main)
     parts.model.train()
@@ -92,43 +95,66 @@ def fit(
             config.profile, log.folder, say=log.say, world=world, clips=config.train.batch_size
         ) as watch,
     ):
-        while progress.step < last and progress.stale < patience:
+        while not over(parts, config):
             step = progress.step
             taken = optimizer_step(parts, config, world, step, batches, meter, stop=stop.asked)
             progress.step = step + 1
             meter.stepped(taken.clips)
             watch.step()
-            at_end = progress.step == last
             if config.model.compile and step == meter.first:
                 log.say(memory.graph_breaks())
             log.at(progress.step, parts.timeline.epoch_of(progress.step))
             if taken.left_out:
                 log.left_out(taken.left_out)
+            at_end = progress.step == last
+            progress.owes_validation = due = parts.validating(progress.step) or at_end
             log_now = progress.step % config.train.log_every_steps == 0 or at_end
-            save_now = parts.saving(progress.step)
-            if log_now or save_now or taken.stop or parts.validating(progress.step):
+            if log_now or parts.saving(progress.step) or taken.stop or due:
                 parts.bad.agree(world)
             if log_now:
                 report(parts, log, world, meter, taken.loss, taken.norm)
-            if parts.validating(progress.step) or at_end:
-                with record_function("vidtrain.validate"):
-                    save_now |= validate(parts, config, log, world)
+            after_step(parts, config, log, saver, world, stop, asked=taken.stop)
+            if due:
                 meter.restart_clock()
-                at_end |= progress.stale >= patience
-            save_now |= at_end
-            if save_now or progress.step == config.train.log_every_steps:
-                log.weights(parts.model)
-            if save_now or taken.stop:
-                save(parts, config, saver, world)
-            if taken.stop and not at_end:
-                # Nobody leaves before it is on the disk: torchrun ends all when one has ended.
-                saver.settle(world)
-                raise Interrupted(
-                    stop.signum,
-                    f"stopped and saved at step {progress.step} of {last}; "
-                    "the same command goes on from there",
-                    saved=True,
-                )
+
+
+def after_step(
+    parts: Parts, config: TrainConfig, log: RunLog, saver: Saver | ShardedSaver, world: World,
+    stop: Stop, *, asked: bool,
+) -> None:  # fmt: skip
+    """Validates and saves where that is due, and leaves where a process was asked to.
+
+    Raises:
+        Interrupted: The state is saved; a validation that is still owed comes first next time.
+    """
+    progress, save_now = parts.progress, parts.saving(parts.progress.step)
+    if progress.owes_validation and not asked:
+        with record_function("vidtrain.validate"):
+            save_now |= validate(parts, config, log, world, lambda: stop.asked)
+    asked |= progress.owes_validation  # broken off
+    at_end = over(parts, config) and not progress.owes_validation
+    save_now |= at_end
+    if (save_now or progress.step == config.train.log_every_steps) and not progress.owes_validation:
+        log.weights(parts.model)
+    if save_now or asked:
+        save(parts, config, saver, world)
+    if asked and not at_end:
+        # Nobody leaves before it is on the disk: torchrun ends all when one has ended.
+        saver.settle(world)
+        raise Interrupted(
+            stop.signum,
+            f"stopped and saved at step {progress.step} of {last_step(parts, config)}; "
+            "the same command goes on from there",
+            saved=True,
+        )
+
+
+def over(parts: Parts, config: TrainConfig) -> bool:
+    """Returns whether training has come to its last step, or no longer improves."""
+    progress = parts.progress
+    return progress.step >= last_step(parts, config) or progress.stale >= (
+        config.train.patience or math.inf
+    )
 
 
 def report(
