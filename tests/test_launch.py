@@ -1,5 +1,6 @@
 """`vidtrain launch`: what is looked through, and what is written."""
 
+import dataclasses
 import re
 import shlex
 import signal
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from conftest import REPO
 
+from vidtrain.config.launch import LaunchConfig
 from vidtrain.launching import slurm
 
 Cli = Callable[..., int]
@@ -51,6 +53,14 @@ COMMANDS = (
         (["torchrun", "partition=gpu", "--", "train"], "partition=gpu is a setting of slurm"),
         (["torchrun", "nodes=2", "--", "train"], "add endpoint=HOST:29400"),
         (["torchrun", "endpoint=head", "--", "train"], "endpoint=head must be HOST:PORT"),
+        (["torchrun", "endpoint=head:1", "node_rank=1", "--", "train"], "numbers from 0 to 0"),
+        (["slurm", "nodes=2", "train", "seed=1"], "put -- before train"),
+        (["slurm", "--", "train", "--help"], "--help shows something"),
+        (["slurm", "options=[exclusive]", "--", "train"], "write it as --exclusive"),
+        (["slurm", "nodes=2", "--", "train", "train.batch_size=9"], "times 2 processes"),
+        (["slurm", "nodes=2:3", "--", "train", "train.batch_size=4"], "with 3 machines"),
+        (["torchrun", "processes_per_node=3", "--", "train", "train.micro_batch=2"], "use 1, 2, 4"),
+        (["slurm", "--", "train", "parallel=fsdp", "precision=fp16"], "precision=fp16 is not"),
         (["kubernetes", "--", "train"], "image must be given"),
         (["kubernetes", "image=x", "nodes=1:2", "--", "train"], "a TrainJob has a fixed number"),
         (["kubernetes", "image=x", "volumes=[data]", "--", "train"], "CLAIM:PATH"),
@@ -117,23 +127,36 @@ def pod(objects: list[dict[str, Any]]) -> dict[str, Any]:
 def test_the_batch_script_asks_for_what_was_said(
     cli: Cli, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = ("nodes=1:4", "gpus_per_node=8", "cpus_per_process=6", "memory_gb=500",
+    settings = ("nodes=1:4", "gpus_per_node=4", "cpus_per_process=6", "memory_gb=500",
                 "partition=gpu", "account=me", "time=1-12:00:00", "grace_seconds=300",
                 'options=["--constraint=a100","--comment=two words"]',
                 'setup=["module load cuda"]', 'env=["NCCL_DEBUG=WARN"]', "interface=ib0",
                 "max_requeues=7")  # fmt: skip
-    assert cli("launch", "slurm", *settings, "--dry-run", "--", "train", "name=big") == 0
+    assert (
+        cli(
+            "launch",
+            "slurm",
+            *settings,
+            "--dry-run",
+            "--",
+            "train",
+            "name=big",
+            "train.batch_size=48",
+        )
+        == 0
+    )
     script = capsys.readouterr().out
     asked = re.findall(r"^#SBATCH (.*)$", script, re.MULTILINE)
     assert {word for line in asked for word in shlex.split(line)} == {
-        "--job-name=big", "--nodes=1-4", "--ntasks-per-node=1", "--gpus-per-node=8",
-        "--cpus-per-task=48", "--mem=500G", "--partition=gpu", "--account=me",
+        "--job-name=big", f"--chdir={Path.cwd()}", "--nodes=1-4", "--ntasks-per-node=1",
+        "--gpus-per-node=4",
+        "--cpus-per-task=24", "--mem=500G", "--partition=gpu", "--account=me",
         "--time=1-12:00:00", "--signal=B:USR1@330", "--open-mode=append", "--requeue",
-        f"--output={Path.cwd()}/runs/big/slurm-%j.log", "--constraint=a100",
+        f"--output={Path.cwd()}/big-%j.log", "--constraint=a100",
         "--comment=two words",
     }  # fmt: skip
     for line in ("export NCCL_DEBUG=WARN", "module load cuda", "--wait=330", "-ge 7 ]",
-                 "processes_per_node=8", "grace_seconds=300", "interface=ib0"):  # fmt: skip
+                 "processes_per_node=4", "grace_seconds=300", "interface=ib0"):  # fmt: skip
         assert line in script
     assert "@" not in script.replace("USR1@330", ""), "no gap is left open"
 
@@ -195,7 +218,8 @@ def test_a_setup_line_that_fails_ends_the_job() -> None:
     lines = ["X='a b'", "# a comment", "cd /", "[ \"$X\" = 'a b' ]"]
     for more, code in (([], 0), (["no_such_command 'a b'"], 1)):
         job = slurm.Job(
-            name="a", log=Path("a.log"), nodes="1", processes=1, gpus=0, cpus=1, memory_gb=None,
+            name="a", folder=Path("/"), log=Path("a.log"), nodes="1", processes=1, gpus=0, cpus=1,
+            memory_gb=None,
             partition=None, account=None, time=None, grace_seconds=1, join_seconds=1,
             max_restarts=0, max_requeues=0, interface=None, options=[], setup=[*lines, *more],
             env={},
@@ -207,3 +231,50 @@ def test_a_setup_line_that_fails_ends_the_job() -> None:
                              capture_output=True, text=True)  # fmt: skip
         assert ran.returncode == code, ran.stderr
         assert ("vidtrain: setup: no_such_command 'a b' failed" in ran.stderr) == bool(more)
+
+
+def test_lists_and_texts_may_be_written_as_a_shell_takes_them(
+    cli: Cli, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("options=[--exclusive,--constraint=a100]", "setup=module load cuda", "env=[A=1,B=x y]",
+             "partition=gpu,long")  # fmt: skip
+    assert cli("launch", "slurm", *words, "--dry-run", "--", "train") == 0
+    script = capsys.readouterr().out
+    for line in ("#SBATCH --exclusive", "#SBATCH --constraint=a100", "export A=1",
+                 "export B='x y'", "#SBATCH --partition=gpu,long"):  # fmt: skip
+        assert f"\n{line}\n" in script
+    assert "bash -c 'module load cuda\n" in script
+    assert cli("launch", "slurm", "env=A=1", "--dry-run", "--", "train") == 0
+    assert "\nexport A=1\n" in capsys.readouterr().out
+
+
+def test_help_names_every_setting(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("launch", "--help") == 0
+    said = capsys.readouterr().out
+    named = set(re.findall(r"\w+", said.split("\nSettings")[1].split("\nLists")[0]))
+    fields = {field.name for field in dataclasses.fields(LaunchConfig)}
+    assert fields - named == {"engine", "command", "dry_run"}
+    assert "data=" not in said.replace("data=...", ""), "no groups of a training"
+
+
+def test_a_run_in_a_volume_can_be_launched_from_elsewhere(
+    cli: Cli, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = ("launch", "kubernetes", "image=x", "volumes=runs:/runs", "--dry-run", "--")
+    assert cli(*job, "eval", "run=/runs/mine") == 0
+    found = capsys.readouterr()
+    assert "run=/runs/mine" in found.out and "name: vidtrain-eval" in found.out
+    assert "is not looked through here" in found.err
+    assert cli(*job, "train", "data=folder", "data.root=/data") == 0
+    assert "no volume holds /data, which is read from" in capsys.readouterr().err
+    assert cli(*job, "train", "runs=/elsewhere") == 0
+    assert "no volume holds /elsewhere/" in capsys.readouterr().err
+    assert cli("launch", "slurm", "--", "eval", "run=/runs/mine") == 1
+
+
+def test_torchrun_starts_no_launcher(
+    cli: Cli, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    assert cli("launch", "torchrun", "--", "train") == 2
+    assert "run it without torchrun" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """`vidtrain launch torchrun` with real processes: signals, failures, machines that start late."""
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import same_state, torchrun, vidtrain
 
@@ -56,7 +58,7 @@ def test_a_failure_is_reported_with_rank_and_reason(
     small_run: tuple[str, ...], tmp_path: Path
 ) -> None:
     command = ("processes_per_node=2", "max_restarts=0", "--", "train", *small_run)
-    for word, code in (("data.root=/nowhere", 1), ("train.batch_size=3", 2)):
+    for word, code in (("data.root=/nowhere", 1), ("train.batch_size=400", 2)):
         done = vidtrain("launch", "torchrun", *command, word, cwd=tmp_path)
         assert done.returncode == code, done.stderr
         report = done.stderr[done.stderr.index("Root Cause") :]
@@ -98,3 +100,36 @@ def test_a_port_in_use_is_said(small_run: tuple[str, ...], tmp_path: Path) -> No
         done = vidtrain("launch", "torchrun", *words, cwd=tmp_path)
     assert done.returncode == 1
     assert f"cannot listen at {endpoint}" in done.stderr, done.stderr
+
+
+def test_a_wrong_config_is_tried_once(small_run: tuple[str, ...], tmp_path: Path) -> None:
+    command = ("processes_per_node=2", "--", "train", *small_run, "train.batch_size=400")
+    done = vidtrain("launch", "torchrun", *command, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert len(re.findall("^vidtrain: train.batch_size=400", done.stderr, re.MULTILINE)) == 1
+
+
+def test_a_signal_before_anything_is_saved_says_so(
+    small_run: tuple[str, ...], tmp_path: Path
+) -> None:
+    command = ("processes_per_node=2", "grace_seconds=1", "--", "train", *small_run)
+    process = started(tmp_path, *command)
+    while not psutil.Process(process.pid).children() and process.poll() is None:
+        time.sleep(0.01)
+    process.terminate()
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 75, said
+    assert "nothing is saved yet, so the same command begins anew" in said
+    assert "goes on from" not in said
+
+
+def test_a_signal_in_a_long_validation_saves(small_run: tuple[str, ...], tmp_path: Path) -> None:
+    slow = ("validate.num_clips=400", "eval.num_crops=3", "eval.batch_size=1", "train.epochs=1")
+    process = started(tmp_path, "processes_per_node=2", "--", "train", *small_run, *slow)
+    await_steps(tmp_path / "runs/small", 7, process)  # 6, and the digest of the first's weights
+    time.sleep(1)
+    process.terminate()
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 75, said
+    assert "stopped and saved at step 6 of 6" in said
+    assert "goes on from runs/small/checkpoints/step_00000006" in said

@@ -16,12 +16,12 @@ from vidtrain.build_data import check_range
 from vidtrain.config.model import FinetuneConfig, ModelConfig
 from vidtrain.config.parallel import ParallelConfig
 from vidtrain.config.train import LoopConfig, TrainConfig
-from vidtrain.data.loading import Plan
 from vidtrain.data.order import draw_weights
+from vidtrain.data.plan import Plan, check_batch
 from vidtrain.data.video import VideoList
 from vidtrain.distributed import World
 from vidtrain.errors import UsageError, did_you_mean
-from vidtrain.models import anatomy, memory
+from vidtrain.models import anatomy, clip_size, memory
 from vidtrain.parallel import shards
 from vidtrain.parallel.replicas import replicate
 from vidtrain.targets import component, locate
@@ -152,9 +152,9 @@ def check_parallel(config: TrainConfig) -> None:
         )
     if given.kind == "fsdp":
         for key, value, wanted in (
-            ("model.channels_last", config.model.channels_last, False),
-            ("precision.dtype", config.precision.dtype == "fp16", False),
-            ("train.sync_bn", config.train.sync_bn, False),
+            ("model.channels_last=true", config.model.channels_last, False),
+            ("precision=fp16", config.precision.dtype == "fp16", False),
+            ("train.sync_bn=true", config.train.sync_bn, False),
             ("train.clip_grad_agc", config.train.clip_grad_agc, None),
         ):
             if value != wanted:
@@ -188,17 +188,8 @@ def plan(config: TrainConfig, listed: VideoList, *, world_size: int) -> Plan:
         UsageError: The global batch does not divide, or no step fits into an epoch.
     """
     loop, views = config.train, config.data.views_per_decode
-    if loop.batch_size % (loop.accumulate * world_size):
-        raise UsageError(
-            f"train.batch_size={loop.batch_size} is the batch over all processes; it must be a "
-            f"multiple of train.accumulate={loop.accumulate} times {world_size} processes"
-        )
-    if loop.batch_size // (loop.accumulate * world_size) % views:
-        raise UsageError(
-            f"data.views_per_decode={views} must divide the micro-batch of "
-            f"{loop.batch_size // (loop.accumulate * world_size)} clips (train.batch_size over "
-            "train.accumulate and the processes)"
-        )
+    assert isinstance(loop.accumulate, int), "settled before"
+    check_batch(loop.batch_size, accumulate=loop.accumulate, views=views, world_size=world_size)
     num_videos = len(listed.videos)
     if num_videos * views < loop.batch_size:
         raise UsageError(
@@ -225,10 +216,18 @@ def plan(config: TrainConfig, listed: VideoList, *, world_size: int) -> Plan:
 
 
 def model(config: ModelConfig, *, num_classes: int, seed: int) -> nn.Module:
-    """Returns the network with weights drawn from the seed, on the CPU."""
+    """Returns the network with weights drawn from the seed, on the CPU.
+
+    Raises:
+        UsageError: Its settings are wrong, or it does not take the clips that are cut for it.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(randomness.derive(seed, randomness.INIT))
-        return component(config.build, "model.build", num_classes=num_classes)
+        network = component(config.build, "model.build", num_classes=num_classes)
+    crops = {f"model.input.{key}": getattr(config.input, key)
+             for key in ("crop_size", "eval_crop_size")}  # fmt: skip
+    clip_size.check_crops(network, crops)
+    return network
 
 
 def fast(config: ModelConfig, network: nn.Module) -> nn.Module:

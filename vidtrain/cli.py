@@ -7,6 +7,7 @@ saved, 128 + signal when interrupted otherwise.
 
 import importlib
 import os
+import re
 import signal
 import sys
 import time
@@ -268,7 +269,7 @@ def _stage_help(stage: str, argv: list[str]) -> str:
     groups = [
         g.name
         for g in sorted(conf_dir().iterdir())
-        if g.is_dir() and g.name != "hydra" and f"{g.name}:" in body
+        if g.is_dir() and g.name != "hydra" and re.search(rf"^[^#]*\b{g.name}:", body, re.M)
     ]
     if "model:" in body:
         groups.insert(0, "clip_sampler")

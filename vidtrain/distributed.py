@@ -19,6 +19,7 @@ from torch import nn
 
 from vidtrain.errors import InputError, UsageError
 
+_left: list[Any] = []  # groups that this process has left
 # What gloo, NCCL and the store say when a process, or the way to it, is gone.
 _LOST = ("Connection closed by peer", "Connection reset", "Broken pipe", "Connection refused",
          "Timed out waiting", "ncclRemoteError", "remote process exited", "was aborted",
@@ -111,6 +112,9 @@ def session(
     finally:
         # With NCCL this would wait for processes that are gone.
         if dist.is_initialized() and (chosen.type != "cuda" or sys.exc_info()[0] is None):
+            # Kept, or DDP's reducer would be the last to let go of it: it ends gloo's threads while
+            # it holds Python's lock, for which one of them may wait (pytorch/pytorch#56297).
+            _left.append(dist.group.WORLD)
             dist.destroy_process_group()
 
 
@@ -222,6 +226,14 @@ def mean(values: torch.Tensor, world: World) -> torch.Tensor:
         with _waiting("adding up", world):
             dist.all_reduce(values)
         values /= world.size
+    return values
+
+
+def maximum(values: torch.Tensor, world: World) -> torch.Tensor:
+    """Returns the element-wise maximum of a tensor over all processes, without waiting for it."""
+    if world.size > 1:
+        with _waiting("agreeing", world):
+            dist.all_reduce(values, op=dist.ReduceOp.MAX)
     return values
 
 

@@ -1,12 +1,38 @@
 """Words of the command line in the grammar of Hydra."""
 
 import re
+from collections.abc import Collection
 
 
 def quoted(word: str) -> str:
     """Returns a word as Hydra's grammar has it in quotes, nothing in it interpolated."""
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", word.replace("${", r"\${"))
     return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
+
+
+def listed(words: list[str], lists: Collection[str], texts: Collection[str]) -> list[str]:
+    """Returns settings as Hydra takes them that were written as a shell would take them.
+
+    Args:
+        words: Of the command line.
+        lists: Settings that hold a list of texts: `key=text` and `key=[text,text]` will do.
+        texts: Settings that hold a text, in which a comma is nothing else.
+    """
+
+    def one(word: str) -> str:
+        key, _, value = word.partition("=")
+        if not value or value[0] in "'\"" or (key not in lists and key not in texts):
+            return word
+        if key in texts:
+            return f"{key}={quoted(value)}" if set(value) & set(",=[]{}()") else word
+        inside = value[1:-1] if value[0] == "[" and value[-1] == "]" else None
+        if inside is None:
+            return word if value == "null" else f"{key}=[{quoted(value)}]"
+        if set(inside) & set("'\"[") or not inside:
+            return word
+        return f"{key}=[{','.join(quoted(part.strip()) for part in inside.split(','))}]"
+
+    return [one(word) for word in words]
 
 
 def config_dirs(words: list[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """`vidtrain benchmark step`: a training step of ours against a plain PyTorch loop."""
 
 import copy
+import dataclasses
 import inspect
 import os
 from collections.abc import Callable
@@ -87,6 +88,8 @@ def measure(name: str, config: BenchmarkConfig, conf: str, world: World) -> dict
     base = compose(name, config, conf, {})
     parts = build_parts(base, world)
     raw = next(noise_batches(parts.clips, parts.plan, rank=0, start_step=0))
+    if world.device.type == "cuda":  # as both a loader of ours and one of PyTorch's would have it
+        raw = dataclasses.replace(raw, clips=raw.clips.pin_memory())
     ours = step.warmed("ours", lambda: our_step(base, parts, raw, world), world.device)
     contenders = [ours]
     for way, fused in PLAIN.items():

@@ -21,7 +21,7 @@ from vidtrain.command.run_folders import here_are
 from vidtrain.command.teacher_choice import choose_teacher
 from vidtrain.config import RANKED, SCHEMAS, RunConfig
 from vidtrain.errors import InputError, UsageError
-from vidtrain.words import config_dirs
+from vidtrain.words import config_dirs, listed, quoted
 
 FLAGS_WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp",
                     "--package", "-p", "--cfg", "-c", "--info", "-i")  # fmt: skip
@@ -34,6 +34,8 @@ QUOTED = {
     "model.weights": "=#()[]{}~&",
     "teacher.weights": "=#()[]{}~&",
 }
+LISTS_OF_LAUNCH = ("options", "setup", "env", "volumes")
+TEXTS_OF_LAUNCH = ("partition", "account", "name", "namespace", "image", "endpoint", "job_id")
 # What a later stage takes over from the config of the run it starts from.
 RECORDED = ("data", "clip_sampler", "model", "precision", "eval", "task")
 
@@ -72,6 +74,8 @@ def run_hydra(stage: str, overrides: list[str], call: Call, *, conf: Path) -> No
         raise UsageError(
             f"vidtrain {stage} is one process, and WORLD_SIZE={world}: run it without torchrun"
         )
+    if stage == "launch":
+        overrides = _of_launch(overrides)
     if issubclass(SCHEMAS[stage], RunConfig) and "--hydra-help" not in overrides:
         overrides = _record_run(stage, overrides)
     if stage == "train":
@@ -95,6 +99,22 @@ def run_hydra(stage: str, overrides: list[str], call: Call, *, conf: Path) -> No
         ) from error
     finally:
         sys.argv = before
+
+
+def _of_launch(overrides: list[str]) -> list[str]:
+    """Returns the overrides of `vidtrain launch` with its lists and texts as Hydra takes them.
+
+    Raises:
+        UsageError: It is not the place to launch from, or no `--` separates the command.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise UsageError("vidtrain launch starts the processes itself: run it without torchrun")
+    known = {f"engine={quoted(stage)}": stage for stage in SCHEMAS}
+    inside = next((word for word in overrides[1:] if word in known), None)
+    if inside is not None and not any(word.startswith("command=") for word in overrides):
+        raise UsageError(f"put -- before {known[inside]}: vidtrain launch ENGINE key=value ... -- "
+                         f"{known[inside]} key=value ...")  # fmt: skip
+    return listed(overrides, LISTS_OF_LAUNCH, TEXTS_OF_LAUNCH)
 
 
 def register_schemas() -> None:

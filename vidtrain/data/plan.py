@@ -136,3 +136,28 @@ class Plan:
         sizes = self._sizes(epoch)
         rounds, rest = divmod(self.num_videos, sum(sizes))
         return rounds * len(sizes) + sum(end <= rest for end in running_sum(sizes))
+
+
+def check_batch(batch_size: int, *, accumulate: int, views: int, world_size: int) -> None:
+    """Refuses a global batch that does not divide.
+
+    Args:
+        batch_size: Clips per optimizer step over all processes and micro-batches.
+        accumulate: Micro-batches per optimizer step.
+        views: Clips of each decoded video.
+        world_size: Number of processes.
+
+    Raises:
+        UsageError: The message says what it must be a multiple of.
+    """
+    if batch_size % (accumulate * world_size):
+        raise UsageError(
+            f"train.batch_size={batch_size} is the batch over all processes; it must be a "
+            f"multiple of train.accumulate={accumulate} times {world_size} processes"
+        )
+    micro = batch_size // (accumulate * world_size)
+    if micro % views:
+        raise UsageError(
+            f"data.views_per_decode={views} must divide the micro-batch of {micro} clips "
+            "(train.batch_size over train.accumulate and the processes)"
+        )

@@ -5,16 +5,16 @@ import shlex
 import shutil
 import subprocess
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import yaml
 
 from vidtrain.errors import InputError, UsageError
-from vidtrain.launching.torchrun import TEMPORARY
+from vidtrain.launching.torchrun import TEMPORARY, WRONG_CONFIG
 
 PORT = 29400
 LONGEST_NAME = 40  # 63 less what Kubernetes and JobSet append for pods and hosts
-USER_ERROR = 2  # exit code of a wrong config, which no restart mends
 # A machine that does not reach the meeting place for so long is started again.
 PROBE_SECONDS, PROBES = 30, 10
 PROBE = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 10)"
@@ -141,6 +141,15 @@ def create(text: str) -> str:
     return done.stdout.strip()
 
 
+def is_mounted(job: Job, path: str) -> bool:
+    """Returns whether a path, relative ones from the root, lies in a volume.
+
+    Raises:
+        UsageError: A volume is not CLAIM:PATH.
+    """
+    return any(PurePosixPath("/", path).is_relative_to(_volume(text)[1]) for text in job.volumes)
+
+
 def _words(job: Job, command: list[str], *, endpoint: str, node_rank: str) -> list[str]:
     """Returns the container's arguments; $(...) in the user's own is not for Kubernetes."""
     settings = {
@@ -157,7 +166,7 @@ def _job_spec(job: Job, container: dict[str, Any]) -> dict[str, Any]:
     """Returns the spec of a Job: what counts as a failure, and the pod."""
     codes = {"containerName": container["name"], "operator": "In"}
     rules: list[dict[str, Any]] = [
-        {"action": "FailJob", "onExitCodes": {**codes, "values": [USER_ERROR]}},
+        {"action": "FailJob", "onExitCodes": {**codes, "values": [WRONG_CONFIG]}},
     ]
     if job.nodes == 1:  # a machine taken away is not the training's failure, and is not counted
         rules += [

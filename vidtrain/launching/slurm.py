@@ -26,6 +26,7 @@ class Job:
 
     Attributes:
         name: Of the job.
+        folder: Where it runs: relative paths count from there.
         log: File that all output goes to; %j stands for the job's number.
         nodes: N or MIN:MAX.
         processes: Of each node.
@@ -46,6 +47,7 @@ class Job:
     """
 
     name: str
+    folder: Path
     log: Path
     nodes: str
     processes: int
@@ -145,6 +147,7 @@ def directives(job: Job) -> list[str]:
     least, most = num_nodes(job.nodes)
     found = {
         "--job-name": job.name,
+        "--chdir": str(job.folder),
         "--nodes": str(least) if least == most else f"{least}-{most}",
         "--ntasks-per-node": "1",
         "--cpus-per-task": str(job.cpus),
@@ -176,5 +179,5 @@ def submit(text: str) -> str:
         ["sbatch", "--parsable"], input=text, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise InputError(f"Slurm refuses the job: {done.stderr.strip()}")
+        raise InputError(f"sbatch does not take the job: {done.stderr.strip()}")
     return done.stdout.strip().split(";")[0]

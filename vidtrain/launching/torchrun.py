@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 from vidtrain.errors import InputError, Interrupted, UsageError
 from vidtrain.launching import meeting_place
 
 LAST_CALL_SECONDS = 30  # for machines above the least number; more than starts differ by
 KILLED_AFTER_SECONDS = 30  # by a torchrun that cannot be told otherwise
-TEMPORARY = 75
+TEMPORARY, WRONG_CONFIG = 75, 2
 STOPS = (signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -119,7 +120,7 @@ def run(job: Processes, command: list[str]) -> None:
     Raises:
         UsageError: `endpoint` is missing or no address; or the processes ended with a wrong config.
         InputError: A process failed; the report of torchrun, with rank and reason, is printed.
-        Interrupted: A signal came; the processes were given time to save.
+        Interrupted: A signal came; the processes were given time to save, which they may have used.
     """
     is_host = _is_host(job)
     os.environ.update(environment(job))
@@ -154,7 +155,8 @@ def _run(job: Processes, command: list[str], *, is_host: bool) -> None:
         words = [f"--signals-to-handle={environment(job)['TORCHELASTIC_SIGNALS_TO_HANDLE']}",
                  *words]  # fmt: skip
     try:
-        launcher.run(parser.parse_args(words))
+        with _wrong_configs_tried_once():
+            launcher.run(parser.parse_args(words))
     except RendezvousConnectionError as error:
         raise InputError(
             f"this machine cannot listen at endpoint={job.endpoint}: another program, or a job of "
@@ -175,9 +177,29 @@ def _run(job: Processes, command: list[str], *, is_host: bool) -> None:
         print(error, file=sys.stderr)
         if first.exitcode == TEMPORARY:
             raise _interrupted(signal.SIGTERM) from error
-        kind = UsageError if first.exitcode == 2 else InputError
+        kind = UsageError if first.exitcode == WRONG_CONFIG else InputError
         said = f"exit code {first.exitcode}" if first.exitcode >= 0 else first.signal_name()
         raise kind(f"a process failed ({said}); see above for which, and why") from error
+
+
+@contextmanager
+def _wrong_configs_tried_once() -> Iterator[None]:
+    """Lets torchrun start nothing again where a process refused its config, as it would again."""
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+
+    look = LocalElasticAgent._monitor_workers
+
+    def look_and_decide(agent: Any, group: Any) -> Any:
+        result = look(agent, group)
+        if any(failure.exitcode == WRONG_CONFIG for failure in result.failures.values()):
+            agent._remaining_restarts = 0
+        return result
+
+    LocalElasticAgent._monitor_workers = look_and_decide  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        LocalElasticAgent._monitor_workers = look  # type: ignore[method-assign]
 
 
 def _is_host(job: Processes) -> bool:

@@ -18,27 +18,29 @@ class NonFinite:
         steps: The steps that were.
         kept: Copies of the network's buffers: a bad clip spoils batch-norm statistics already in
             the forward pass.
+        buffers: The network's own.
     """
 
     budget: int
     steps: list[int] = field(default_factory=list)
     kept: list[torch.Tensor] = field(default_factory=list)
+    buffers: list[torch.Tensor] | None = None
 
     def remember(self, network: nn.Module) -> None:
         """Copies the buffers ahead of a step."""
-        buffers = list(network.buffers())
-        if not self.budget or not buffers:
+        if not self.budget:
             return
-        if not self.kept:
-            self.kept = [torch.empty_like(buffer) for buffer in buffers]
-        torch._foreach_copy_(self.kept, buffers)
+        if self.buffers is None:  # looked for once, which takes longer than to copy them
+            self.buffers = list(network.buffers())
+            self.kept = [torch.empty_like(buffer) for buffer in self.buffers]
+        if self.buffers:
+            torch._foreach_copy_(self.kept, self.buffers)
 
-    def leave_out(self, step: int, network: nn.Module, facts: dict[str, Any]) -> None:
+    def leave_out(self, step: int, facts: dict[str, Any]) -> None:
         """Undoes what a step did to the buffers, and counts it.
 
         Args:
             step: The step that is not taken.
-            network: The plain network.
             facts: What is known of the step, for the message.
 
         Raises:
@@ -55,5 +57,5 @@ class NonFinite:
                 "all). Nothing was saved since the last checkpoint. Lower optimizer.lr, set "
                 "train.clip_grad_norm=1, or use precision=fp32"
             )
-        if self.kept:
-            torch._foreach_copy_(list(network.buffers()), self.kept)
+        if self.buffers:
+            torch._foreach_copy_(self.buffers, self.kept)

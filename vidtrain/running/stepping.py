@@ -76,19 +76,49 @@ def optimizer_step(
         )  # fmt: skip
         # With loss scaling an overflowing gradient is expected now and then: the scaler skips it.
         overflow_for_ever = scaler.is_enabled() and scaler.get_scale() < SMALLEST_SCALE
-        fine = bool(loss.isfinite() if scaler.is_enabled() else loss.isfinite() & norm.isfinite())
-        bad, stop = distributed.any_each((overflow_for_ever or not fine, stop), world)
+        fine = loss.isfinite() if scaler.is_enabled() else loss.isfinite() & norm.isfinite()
+        bad, stop = update(parts, fine & (not overflow_for_ever), world, stop=stop)
         facts = None
         if bad:
             facts = facts_of(parts, config, world, step, loss, norm, videos)
-            parts.nonfinite.leave_out(step, parts.model, facts)
-        else:
-            scaler.step(optimizer)
+            parts.nonfinite.leave_out(step, facts)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
         if parts.average is not None and not bad:
             parts.average.update(parts.model, step=step)
     return Taken(loss=loss, norm=norm, clips=clips * world.size, left_out=facts, stop=stop)
+
+
+def update(parts: Parts, fine: torch.Tensor, world: World, *, stop: bool) -> tuple[bool, bool]:
+    """Updates the weights, unless the step is bad.
+
+    On CUDA, Adam's kernels are started before it is known and learn it on the device: the GPU would
+    stand still while Python gets them ready.
+
+    Args:
+        parts: What is trained.
+        fine: Whether this process found its part of the step good; a bool on the device.
+        world: This process among all.
+        stop: Whether this process was asked to stop.
+
+    Returns:
+        Whether the step is bad, and whether to stop: both where they are so on any process.
+    """
+    scaler, optimizer = parts.precision.scaler, parts.optimizer
+    fused = all(group.get("fused") for group in optimizer.param_groups)
+    if not (fused and isinstance(optimizer, torch.optim.Adam) and fine.is_cuda) or (
+        scaler.is_enabled()  # it does the same with what it finds itself, and knows no loss
+    ):
+        bad, stop = distributed.any_each((not fine, stop), world)
+        if not bad:
+            scaler.step(optimizer)
+        return bad, stop
+    flags = torch.stack([~fine, fine.new_tensor(stop)]).float()
+    optimizer.found_inf = distributed.maximum(flags, world)[0]  # type: ignore[attr-defined]
+    optimizer.step()
+    del optimizer.found_inf  # type: ignore[attr-defined]
+    bad, stop = map(bool, flags.tolist())
+    return bad, stop
 
 
 def backward(

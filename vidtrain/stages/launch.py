@@ -2,22 +2,19 @@
 
 import dataclasses
 import re
-import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
-from vidtrain.command import composing, sweeping
-from vidtrain.config import RANKED, SCHEMAS
+from vidtrain.checkpoints.checkpoint import all_steps
+from vidtrain.config import RANKED
 from vidtrain.config.launch import LaunchConfig
-from vidtrain.errors import Interrupted, UsageError, did_you_mean
+from vidtrain.config.train import TrainConfig
+from vidtrain.errors import InputError, Interrupted, UsageError, did_you_mean
 from vidtrain.launching import kubernetes, slurm, torchrun
 from vidtrain.records import runlog
+from vidtrain.running.launched import HINT, Command, check_command, check_training
 
 SHARED = {"engine", "command", "dry_run", "nodes", "processes_per_node", "max_restarts",
           "grace_seconds", "join_seconds"}  # fmt: skip
@@ -30,8 +27,6 @@ SETTINGS = {
     "torchrun": SHARED | {"endpoint", "node_rank", "job_id", "local_addr", "interface"},
 }
 RESUMED = {"train", "check", "index", "prepare"}  # whose same command goes on
-ALONE = {"benchmark", "repro"}  # which start processes of their own
-HINT = "vidtrain launch ENGINE key=value ... -- train key=value ..."
 
 
 def launch(config: LaunchConfig) -> None:
@@ -44,42 +39,77 @@ def launch(config: LaunchConfig) -> None:
     """
     check(config)
     command = Command(config.command[0], config.command[1:])
-    command.compose()
-    name = config.name or command.name
+    compose(command, config)
     if config.engine == "torchrun":
-        on_this_machine(processes(config), config)
+        on_this_machine(processes(config), config, command)
     elif config.engine == "slurm":
-        job = slurm_job(config, name, command.folder.absolute() / "slurm-%j.log")
-        slurm.check(job)
-        to_slurm(job, config)
+        to_slurm(config, command)
     else:
-        objects = kubernetes.manifests(kubernetes_job(config, name), config.command)
-        to_kubernetes(kubernetes.as_yaml(objects), config)
+        to_kubernetes(config, command)
 
 
-def on_this_machine(job: torchrun.Processes, config: LaunchConfig) -> None:
+def compose(command: Command, config: LaunchConfig) -> None:
+    """Composes the command that is launched.
+
+    Raises:
+        UsageError: It would not run, or a training would be refused by all its processes.
+        InputError: It goes by a run that is not here, as it must be but for Kubernetes' volumes.
+    """
+    try:
+        command.compose()
+    except UsageError:
+        raise
+    except InputError as error:
+        if config.engine != "kubernetes":
+            raise
+        tell(f"vidtrain {command.stage} is not looked through here: {error}")
+    if isinstance(command.composed, TrainConfig) and command.stage == "train":
+        gpus = torch.cuda.device_count() if config.engine == "torchrun" else config.gpus_per_node
+        check_training(command.composed, nodes=torchrun.num_nodes(config.nodes),
+                       processes=per_node(config, gpus))  # fmt: skip
+
+
+def on_this_machine(job: torchrun.Processes, config: LaunchConfig, command: Command) -> None:
     """Runs torchrun, or prints how."""
     if config.dry_run:
         print(torchrun.shown(job, config.command))
-        tell("By hand, signals end it without a save, and a silent endpoint= is not noticed.")
+        tell(
+            "What vidtrain launch does beside: a signal leaves the processes time to save, a wrong "
+            "config is not tried again, and machines end when the one at endpoint= falls silent."
+        )
         return
     try:
         torchrun.run(job, config.command)
     except Interrupted as error:
-        if config.command[0] in RESUMED:
-            raise
-        raise Interrupted(
-            error.signum, f"vidtrain {config.command[0]} was stopped by a signal"
-        ) from error
+        raise stopped(error.signum, command) from error
 
 
-def to_slurm(job: slurm.Job, config: LaunchConfig) -> None:
+def stopped(signum: int, command: Command) -> Interrupted:
+    """Returns what is said of a command that a signal has stopped, and where it would go on."""
+    if command.stage != "train":
+        return Interrupted(signum, f"vidtrain {command.stage} was stopped by a signal",
+                           saved=command.stage in RESUMED)  # fmt: skip
+    kept = all_steps(command.folder / "checkpoints")
+    return Interrupted(
+        signum, "stopped by a signal; "
+        + (f"the same command goes on from {runlog.shown_path(str(kept[-1]))}" if kept else
+           "nothing is saved yet, so the same command begins anew"),
+        saved=True,
+    )  # fmt: skip
+
+
+def to_slurm(config: LaunchConfig, command: Command) -> None:
     """Submits a batch script, or prints it."""
+    # Slurm makes no folder for its log, and one that prints a script makes none either.
+    folder = Path.cwd() if config.dry_run else command.folder.absolute()
+    file = f"{command.name}-%j.log" if config.dry_run else "slurm-%j.log"
+    job = slurm_job(config, config.name or command.name, folder / file)
+    slurm.check(job)
     text = slurm.script(job, config.command)
     if config.dry_run:
         print(text, end="")
         return
-    with runlog.writing(job.log.parent):  # Slurm makes no folder for its log
+    with runlog.writing(job.log.parent):
         job.log.parent.mkdir(parents=True, exist_ok=True)
     number = slurm.submit(text)
     tell(
@@ -90,8 +120,16 @@ def to_slurm(job: slurm.Job, config: LaunchConfig) -> None:
     )
 
 
-def to_kubernetes(text: str, config: LaunchConfig) -> None:
+def to_kubernetes(config: LaunchConfig, command: Command) -> None:
     """Creates the objects of a YAML file, or prints it."""
+    job = kubernetes_job(config, config.name or command.name)
+    text = kubernetes.as_yaml(kubernetes.manifests(job, config.command))
+    written = command.folder if command.composed is not None else None
+    read = getattr(getattr(command.composed, "data", None), "root", None)
+    for path, what in ((written, "is written to"), (read, "is read from")):
+        if path is not None and not kubernetes.is_mounted(job, str(path)):
+            tell(f"no volume holds {Path('/', path)}, which {what}: it is the container's own, and "
+                 "goes with it; add volumes=[CLAIM:PATH] if it matters")  # fmt: skip
     if config.dry_run:
         print(text, end="")
     else:
@@ -101,53 +139,6 @@ def to_kubernetes(text: str, config: LaunchConfig) -> None:
 def tell(text: str) -> None:
     """Prints beside what belongs to the output."""
     Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
-
-
-@dataclass
-class Command:
-    """A vidtrain command that is composed here and run elsewhere.
-
-    Attributes:
-        stage: Name of the stage.
-        words: Its overrides.
-        name: Of the run, or else the stage's.
-        folder: That it writes to, as far as it has one.
-        sweep: Set by `composing`.
-        began: Likewise.
-    """
-
-    stage: str
-    words: list[str]
-    name: str = ""
-    folder: Path = Path()
-    sweep: str | None = None
-    began: float = field(default_factory=time.time)
-    failures: list[Exception] = field(default_factory=list)
-
-    def compose(self) -> None:
-        """Composes it as the stage would.
-
-        Raises:
-            UsageError: It would not run.
-        """
-        sources = HydraConfig.get().runtime.config_sources
-        conf = Path(next(source.path for source in sources if source.provider == "main"))
-        GlobalHydra.instance().clear()  # of the composition of the stage `launch`
-        composing.run_hydra(self.stage, self.words, self, conf=conf)
-        if self.failures:
-            raise self.failures[0]
-
-    def __call__(self, cfg: Any) -> None:
-        """Takes name and folder from the composed config."""
-        try:
-            composing.to_objects(cfg)
-            own = str(cfg.get("run") or HydraConfig.get().run.dir)
-            self.folder = Path(own)
-            self.name = str(cfg.get("name") or f"vidtrain-{self.stage}")
-        except Exception as error:  # Hydra would add its own lines to the message
-            self.failures.append(error)
-        finally:
-            composing.leave_no_empty_folder(cfg)
 
 
 def check(config: LaunchConfig) -> None:
@@ -170,6 +161,9 @@ def check(config: LaunchConfig) -> None:
             )
     check_command(config)
     least, most = torchrun.num_nodes(config.nodes)
+    for word in config.options:
+        if not word.startswith("-"):
+            raise UsageError(f"options: {word!r} is no option of sbatch; write it as --{word}")
     if config.engine == "kubernetes" and least != most:
         raise UsageError(f"nodes={config.nodes}: a TrainJob has a fixed number; give one")
     if config.engine == "kubernetes" and not config.image:
@@ -183,6 +177,9 @@ def check(config: LaunchConfig) -> None:
         given = getattr(config, key) != getattr(LaunchConfig(), key)
         if config.engine == "torchrun" and config.endpoint is None and given:
             raise UsageError(f"{key}={getattr(config, key)} says nothing without endpoint=")
+    if config.node_rank is not None and config.node_rank >= most:
+        raise UsageError(f"node_rank={config.node_rank}: nodes={config.nodes} have numbers from 0 "
+                         f"to {most - 1}")  # fmt: skip
     for key, low in (("processes_per_node", 1), ("max_restarts", 0), ("grace_seconds", 1),
                      ("join_seconds", 1), ("gpus_per_node", 0), ("cpus_per_process", 1),
                      ("memory_gb", 1), ("max_requeues", 0), ("max_failures", 0), ("shm_gb", 1),
@@ -190,33 +187,6 @@ def check(config: LaunchConfig) -> None:
         value = getattr(config, key)
         if value is not None and value < low:
             raise UsageError(f"{key}={value} must be at least {low}")
-
-
-def check_command(config: LaunchConfig) -> None:
-    """Refuses what cannot be started.
-
-    Raises:
-        UsageError: The message names it.
-    """
-    if not config.command:
-        raise UsageError(f"what is to be started? {HINT}")
-    stage, words = config.command[0], config.command[1:]
-    known = set(SCHEMAS) - {"launch"}
-    if stage not in known:
-        hint = did_you_mean(stage, known, cutoff=0.5) or f"it is one of {', '.join(sorted(known))}"
-        raise UsageError(f"{stage!r} after -- is not a stage; {hint}")
-    if stage in ALONE:
-        raise UsageError(f"vidtrain {stage} starts processes of its own; run it as it is")
-    shown = sweeping.SHOWING & set(words)
-    if shown:
-        raise UsageError(f"{shown.pop()} shows something and runs nothing: vidtrain {stage} ...")
-    if {"-m", "--multirun"} & set(words):
-        raise UsageError("a sweep submits its own jobs: vidtrain train -m hydra/launcher=slurm ...")
-    if stage not in RANKED:
-        for key, value in (("nodes", config.nodes), ("processes_per_node",
-                           config.processes_per_node or "1")):  # fmt: skip
-            if str(value) != "1":
-                raise UsageError(f"{key}={value}: vidtrain {stage} is one process; leave it out")
 
 
 def variables(words: list[str]) -> dict[str, str]:
@@ -269,7 +239,8 @@ def slurm_job(config: LaunchConfig, name: str, log: Path) -> slurm.Job:
     """Returns what Slurm is asked for."""
     per = per_node(config, config.gpus_per_node)
     return slurm.Job(
-        name=name, log=log, nodes=config.nodes, processes=per, gpus=config.gpus_per_node,
+        name=name, folder=Path.cwd(), log=log, nodes=config.nodes, processes=per,
+        gpus=config.gpus_per_node,
         cpus=per * config.cpus_per_process, memory_gb=config.memory_gb,
         partition=config.partition, account=config.account, time=config.time,
         grace_seconds=config.grace_seconds, join_seconds=config.join_seconds,
