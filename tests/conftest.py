@@ -20,6 +20,8 @@ TESTS = Path(__file__).parent
 REPO = TESTS.parent
 TINY = ("--config-dir", str(TESTS / "my_conf"), "model=tiny")
 CLASSES = ("dark", "grey", "light")
+if torch.cuda.is_available():  # read once, by the first test that uses the GPU
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def write_video(path: Path, frames: np.ndarray, *, fps: int = 25) -> None:
@@ -52,7 +54,8 @@ def user_environment(
 ) -> None:
     """What a user with an own model sets; one thread, so that bits do not depend on the machine."""
     monkeypatch.setenv("VIDTRAIN_ALLOW_TARGETS", "my_models")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(REPO)]))
+    given = filter(None, [os.environ.get("PYTHONPATH")])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(REPO), *given]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     # Packet indexes and embedded data of tests stay among the tests.
     monkeypatch.setenv("VIDTRAIN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))

@@ -17,6 +17,8 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
+# Dropout is drawn on the device, and otherwise in a compiled network.
+ALIKE = ("model.build.dropout=0", "train.max_steps=6")
 FULL = ("mix=mixup_cutmix", "augment=randaugment", "average=ema", "average.decay=0.9",
         "train.accumulate=2", "data.num_workers=2", "train.clip_grad_norm=1.0")  # fmt: skip
 
@@ -33,17 +35,16 @@ def losses(rows: list[dict[str, Any]]) -> torch.Tensor:
 
 
 def test_a_gpu_trains_as_a_cpu_does(cli: Cli, small_run: tuple[str, ...]) -> None:
-    there = losses(run(cli, small_run, "gpu"))
-    here = losses(run(cli, small_run, "cpu", "device=cpu"))
+    there = losses(run(cli, small_run, "gpu", *ALIKE))
+    here = losses(run(cli, small_run, "cpu", *ALIKE, "device=cpu"))
     torch.testing.assert_close(there, here, rtol=2e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
 def test_lower_precision_stays_near(cli: Cli, small_run: tuple[str, ...], precision: str) -> None:
-    exact = losses(run(cli, small_run, "exact", "train.max_steps=6"))
-    found = losses(run(cli, small_run, precision, f"precision={precision}", "train.max_steps=6"))
-    assert found.isfinite().all()
-    torch.testing.assert_close(found, exact, rtol=0.05, atol=0.05)
+    exact = losses(run(cli, small_run, "exact", *ALIKE))
+    found = losses(run(cli, small_run, precision, *ALIKE, f"precision={precision}"))
+    torch.testing.assert_close(found, exact, rtol=0.03, atol=0.03)
 
 
 def test_strict_runs_are_equal_and_resume_exactly(cli: Cli, small_run: tuple[str, ...]) -> None:
@@ -60,10 +61,9 @@ def test_strict_runs_are_equal_and_resume_exactly(cli: Cli, small_run: tuple[str
 
 
 def test_compiled_and_channels_last_train_alike(cli: Cli, small_run: tuple[str, ...]) -> None:
-    same = ("model.build.dropout=0", "train.max_steps=4")  # a compiled one draws otherwise
-    plain = losses(run(cli, small_run, "plain", *same))
+    plain = losses(run(cli, small_run, "plain", *ALIKE))
     for name, word in (("last", "model.channels_last=true"), ("compiled", "model.compile=true")):
-        found = losses(run(cli, small_run, name, word, *same))
+        found = losses(run(cli, small_run, name, word, *ALIKE))
         torch.testing.assert_close(found, plain, rtol=1e-3, atol=1e-3)
 
 
@@ -91,7 +91,7 @@ def test_memory_and_what_comes_after(cli: Cli, small_run: tuple[str, ...]) -> No
     assert cli("eval", "run=runs/done", "device=cpu") == 0
     here = json.loads(Path("runs/done/eval/results.json").read_text())
     assert there["top1"] == here["top1"] and abs(there["loss"] - here["loss"]) < 1e-3
-    assert cli("export", "run=runs/done", "device=cuda") == 0
+    assert cli("export", "run=runs/done") == 0
     assert loaded("runs/done")["step"] == rows[-1]["step"]
 
 
