@@ -84,6 +84,8 @@ def torchrun(
     ranks: int, *args: str, cwd: Path, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
     """Runs the real command line in several processes of one machine."""
+    if 0 < torch.cuda.device_count() < ranks and not any(a.startswith("device=") for a in args):
+        args = (*args, "device=cpu")
     launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}")
     return vidtrain(*args, cwd=cwd, timeout=timeout, prefix=(*launcher, "-m", "vidtrain"))
 

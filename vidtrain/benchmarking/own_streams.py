@@ -117,7 +117,7 @@ def _use(stream: str) -> Callable[[ClipBatch], torch.Tensor]:
 
     def on_gpu(batch: ClipBatch) -> torch.Tensor:
         clips = batch.clips.to("cuda", non_blocking=True)
-        video = to_input(clips, flips=batch.flips.to("cuda"), mean=MEAN, std=STD)
+        video = to_input(clips, flips=batch.flips, mean=MEAN, std=STD)
         done = torch.cuda.Event(blocking=True)  # waits without using the core
         done.record()
         done.synchronize()

@@ -7,6 +7,7 @@ key: not of the batch, the device, the number of loader processes or a global ge
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -103,7 +104,7 @@ def to_input(
         clips: (B, T, H, W, 3) uint8 RGB.
         mean: Per-channel mean, for values in [0, 1].
         std: Per-channel standard deviation, for values in [0, 1].
-        flips: (B,) bool, which clips to mirror left to right; None: none.
+        flips: (B,) bool, which clips to mirror left to right, best left on the CPU; None: none.
         augment: What else to change; None: nothing.
         draws: (B,) int64, >= 0: the key of each clip's augmentation, needed with `augment` and best
             left on the CPU.
@@ -111,12 +112,11 @@ def to_input(
     Returns:
         (B, 3, T, H, W) float32, contiguous, normalised.
     """
-    if flips is not None:
-        clips = torch.where(flips.view(-1, 1, 1, 1, 1), clips.flip(3), clips)
+    if flips is not None and flips.any():
+        chosen = flips.to(clips.device, non_blocking=True).view(-1, 1, 1, 1, 1)
+        clips = torch.where(chosen, clips.flip(3), clips)
     video = clips.permute(0, 4, 1, 2, 3).contiguous()
-    shape = (1, -1, 1, 1, 1)
-    centre = torch.tensor(mean, device=video.device).view(shape) * 255.0
-    scale = torch.tensor(std, device=video.device).view(shape) * 255.0
+    centre, scale = (_by_channel(tuple(values), video.device) for values in (mean, std))
     rngs: list[np.random.Generator] = []
     if augment is not None:
         if draws is None:
@@ -129,6 +129,13 @@ def to_input(
         for clip, rng in zip(video, rngs, strict=True):
             _erase(clip, augment, rng)
     return video
+
+
+@lru_cache(maxsize=16)
+def _by_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Returns values for [0, 1] as (1, 3, 1, 1, 1) for [0, 255]; a copy to a GPU waits for it."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device).view(1, -1, 1, 1, 1) * 255.0
 
 
 def to_pixels(video: torch.Tensor, *, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:

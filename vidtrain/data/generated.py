@@ -32,7 +32,7 @@ def noise_batches(
         yield ClipBatch(
             clips=noise(shaped.batch_shape(len(batch)), seed=clips.seed),
             labels=torch.tensor(labels),
-            flips=torch.arange(count) % 2 == 1,
+            flips=(torch.arange(count) % 2 == 1) & clips.flip,
             videos=torch.from_numpy(videos),
             frames=torch.zeros(count, shaped.num_frames, dtype=torch.int64),
             draws=torch.from_numpy(rng.integers(2**62, size=count)),

@@ -34,7 +34,7 @@ class NonFinite:
             self.buffers = list(network.buffers())
             self.kept = [torch.empty_like(buffer) for buffer in self.buffers]
         if self.buffers:
-            torch._foreach_copy_(self.kept, self.buffers)
+            _copy(self.buffers, self.kept)
 
     def leave_out(self, step: int, facts: dict[str, Any]) -> None:
         """Undoes what a step did to the buffers, and counts it.
@@ -58,4 +58,11 @@ class NonFinite:
                 "train.clip_grad_norm=1, or use precision=fp32"
             )
         if self.buffers:
-            torch._foreach_copy_(self.buffers, self.kept)
+            _copy(self.kept, self.buffers)
+
+
+def _copy(source: list[torch.Tensor], target: list[torch.Tensor]) -> None:
+    """Copies tensors to others; a kernel takes many only where all are of one type."""
+    for dtype in {tensor.dtype for tensor in source}:
+        pairs = [pair for pair in zip(target, source, strict=True) if pair[1].dtype == dtype]
+        torch._foreach_copy_([one for one, _ in pairs], [one for _, one in pairs])

@@ -197,7 +197,7 @@ def plain_input(parts: Parts, config: TrainConfig, world: World, batch: ClipBatc
     return to_input(
         batch.clips.to(device, non_blocking=True),
         mean=inputs.mean, std=inputs.std,
-        flips=batch.flips.to(device), augment=parts.augment, draws=batch.draws,
+        flips=batch.flips, augment=parts.augment, draws=batch.draws,
     )  # fmt: skip
 
 

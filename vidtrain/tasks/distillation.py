@@ -140,7 +140,7 @@ class Distillation:
 
     def targets(self, labels: Sequence[tuple[int, ...]], device: torch.device) -> torch.Tensor:
         """Returns (B, classes) float32 targets; each row sums to 1."""
-        first = torch.tensor([of_video[0] for of_video in labels], device=device)
+        first = torch.tensor([of_video[0] for of_video in labels]).to(device, non_blocking=True)
         return classification.soft_targets(first, self.num_classes, self.label_smoothing)
 
     def loss(self, network: nn.Module, clips: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -75,7 +75,7 @@ class Multilabel:
         for row, of_video in zip(hot, labels, strict=True):
             row[list(of_video)] = 1.0
         hot = hot * (1.0 - self.label_smoothing) + 0.5 * self.label_smoothing
-        return hot.to(device)
+        return hot.to(device, non_blocking=True)
 
     def loss(self, network: nn.Module, clips: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Returns the mean loss of a batch, a float32 scalar.
