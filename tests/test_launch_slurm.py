@@ -167,3 +167,23 @@ def test_a_sweep_is_a_job_for_each_run(
         assert [row["state"] for row in csv.DictReader(file)] == ["done", "done"]
     jobs = {path.name.partition("_")[0] for path in tmp_path.glob("runs/s/.submitit/*_*")}
     assert jobs, "it ran under Slurm"
+
+
+def test_a_printed_script_may_be_changed_and_submitted_from_anywhere(
+    slurm: Cluster, training: tuple[str, ...], tmp_path: Path
+) -> None:
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    here.mkdir()
+    elsewhere.mkdir()
+    short = ("train.max_steps=20", "name=printed")
+    done = vidtrain("launch", "slurm", *NODES, "--dry-run", "--", *training, *short, cwd=here)
+    assert done.returncode == 0, done.stderr
+    assert not list(here.iterdir())
+    script = elsewhere / "my.sbatch"
+    script.write_text(done.stdout.replace("--time=20:00", "--time=10:00"))
+    (job,) = slurm.run("env", "-C", str(elsewhere), "sbatch", "--parsable", str(script)).split()
+    slurm.wait(lambda: slurm.fact(job, "JobState") == "COMPLETED", seconds=180)
+    assert slurm.fact(job, "TimeLimit") == "00:10:00"
+    assert saved(here / "runs/printed") == 20
+    assert "done: step 20" in (here / f"printed-{job}.log").read_text()
+    assert [path.name for path in elsewhere.iterdir()] == ["my.sbatch"]
