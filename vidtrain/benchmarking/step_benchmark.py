@@ -166,7 +166,7 @@ def plain(
     inputs = config.model.input
     theirs = step_peers.peer(
         name, parts.model, num_classes=CLASSES, num_frames=inputs.num_frames,
-        crop_size=inputs.crop_size,
+        crop_size=inputs.crop_size, drop_path=config.model.build.get("drop_path", 0.0),
     )  # fmt: skip
     network, pack = theirs or (copy.deepcopy(parts.model), lambda clips: clips)
     network.train()

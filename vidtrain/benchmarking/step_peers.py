@@ -15,7 +15,13 @@ NAMES = (*X3D, "slow_r50", "slowfast_r50", "mvit_base_16x4")
 
 
 def peer(
-    name: str, ours: nn.Module, *, num_classes: int, num_frames: int, crop_size: int
+    name: str,
+    ours: nn.Module,
+    *,
+    num_classes: int,
+    num_frames: int,
+    crop_size: int,
+    drop_path: float = 0.0,
 ) -> tuple[nn.Module, Pack] | None:
     """Returns PyTorchVideo's network with the weights of ours, and what turns clips into its input.
 
@@ -25,6 +31,7 @@ def peer(
         num_classes: Number of logits.
         num_frames: T.
         crop_size: H and W, pixels.
+        drop_path: Rate of stochastic depth of a transformer, as ours has it.
 
     Returns:
         None where PyTorchVideo has no such network.
@@ -38,7 +45,10 @@ def peer(
         network = hub.slowfast_r50(model_num_class=num_classes)
     elif name == "mvit_base_16x4":
         network = hub.mvit_base_16x4(
-            head_num_classes=num_classes, temporal_size=num_frames, spatial_size=crop_size
+            head_num_classes=num_classes,
+            temporal_size=num_frames,
+            spatial_size=crop_size,
+            droppath_rate_block=drop_path,
         )
     else:
         return None

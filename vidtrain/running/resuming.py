@@ -12,6 +12,7 @@ from vidtrain.config.train import TrainConfig
 from vidtrain.distributed import World
 from vidtrain.errors import InputError, UsageError
 from vidtrain.records import runlog
+from vidtrain.report.terminal import counted
 from vidtrain.running.parts import Parts, Progress
 from vidtrain.running.sharded_saving import ShardedSaver, content_of, restore_tensors
 
@@ -136,11 +137,16 @@ def tell_other_processes(manifest: dict[str, Any], parts: Parts, world: World) -
     before = manifest["processes"], manifest["accumulate"]
     alike = before[0] * before[1] == world.size * parts.plan.accumulate
     if before != (world.size, parts.plan.accumulate):
+        now, then = (
+            f"{counted(size, 'process', 'processes')} x "
+            f"{counted(accumulate, 'micro-batch', 'micro-batches')}"
+            for size, accumulate in ((world.size, parts.plan.accumulate), before)
+        )
         runlog.warn(
-            f"going on with {world.size} processes x {parts.plan.accumulate} micro-batches instead "
-            f"of {before[0]} x {before[1]}: the same clips in the same steps, "
+            f"going on with {now} instead of {then}: the same clips in the same steps, "
             + ("in the same micro-batches; sums may differ in their last bits" if alike else
-               "in micro-batches of another size, which batch norm sees: see train.micro_batch")
+               "in micro-batches of another size, which batch norm, where there is any, sees: "
+               "train.micro_batch keeps it")
         )  # fmt: skip
 
 
