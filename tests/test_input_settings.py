@@ -158,3 +158,16 @@ def test_several_classes_a_video_are_refused_by_name(
     assert cli("train", *settings, *data) == 2
     assert "gives a video several classes" in capsys.readouterr().err
     assert cli("stats", *data, "workers=1", "output=stats") == 0
+
+
+@pytest.mark.parametrize("model", ["mvit_base_16x4", "videomae_s", "hiera_base", "mvit_v2_s"])
+def test_a_network_of_one_size_is_not_given_another_to_validate_on(
+    cli: Callable[..., int], model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (f"model={model}", "model.input.crop_size=128", "model.input.short_side=[128,128]")
+    assert cli("train", *words, "run_dir=none") == 2
+    said = capsys.readouterr().err
+    assert (
+        "model.input.eval_crop_size=224, but" in said
+        and "set model.input.eval_crop_size=128" in said
+    )

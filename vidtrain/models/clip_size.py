@@ -19,7 +19,7 @@ def fix_clip_size(net: nn.Module, *, num_frames: int, crop_size: int, family: st
         family: Name of the network in the message of the UsageError raised in its forward.
     """
     size = (num_frames, crop_size, crop_size)
-    net.fixed_clip = size  # type: ignore[assignment]  # plain numbers, for `check_crops`
+    net.fixed_clip = family, crop_size  # type: ignore[assignment]  # for `check_crops`
     net.register_forward_pre_hook(partial(_check_clip, size=size, family=family))
 
 
@@ -34,12 +34,12 @@ def check_crops(net: nn.Module, crops: dict[str, int]) -> None:
         UsageError: The network takes one size only, and that is another.
     """
     for part in net.modules():
-        _, size, _ = getattr(part, "fixed_clip", (None, None, None))
+        family, size = getattr(part, "fixed_clip", (None, None))
         for setting, crop in crops.items():
             if size not in (None, crop):
                 raise UsageError(
-                    f"{setting}={crop}, but {type(part).__name__} takes clips of {size} pixels "
-                    f"only; set {setting}={size}, and the short side with it"
+                    f"{setting}={crop}, but {family} is built for clips of {size} pixels "
+                    f"(model.input.crop_size); set {setting}={size}, and the short side with it"
                 )
 
 
