@@ -106,14 +106,14 @@ def update(parts: Parts, fine: torch.Tensor, world: World, *, stop: bool) -> tup
     """
     scaler, optimizer = parts.precision.scaler, parts.optimizer
     fused = all(group.get("fused") for group in optimizer.param_groups)
-    if not (fused and isinstance(optimizer, torch.optim.Adam) and fine.is_cuda) or (
-        scaler.is_enabled()  # it does the same with what it finds itself, and knows no loss
-    ):
+    ahead = fused and isinstance(optimizer, torch.optim.Adam) and fine.is_cuda
+    # A scaler does the same with what it finds itself, and knows no loss.
+    if not ahead or scaler.is_enabled() or parts.sharded:
         bad, stop = distributed.any_each((not fine, stop), world)
         if not bad:
             scaler.step(optimizer)
         return bad, stop
-    flags = torch.stack([~fine, fine.new_tensor(stop)]).float()
+    flags = torch.stack([~fine, torch.full_like(fine, stop)]).float()  # waits for nothing
     optimizer.found_inf = distributed.maximum(flags, world)[0]  # type: ignore[attr-defined]
     optimizer.step()
     del optimizer.found_inf  # type: ignore[attr-defined]
