@@ -147,7 +147,7 @@ def test_an_altered_file_is_refused(format, files, model, clips, tmp_path):
         program.state_dict["fast.weight"].data.add_(0.05)
         torch.export.save(program, altered)
     else:
-        with pytest.warns(FutureWarning, match="deprecated"):
+        with pytest.warns((FutureWarning, DeprecationWarning), match="deprecated"):
             script = torch.jit.load(path)
         script.fast.weight.data.add_(0.05)
         script.save(altered)
