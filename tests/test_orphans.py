@@ -11,6 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from vidtrain.data.killable import in_processes
+from vidtrain.interrupt import Stop
+
 SHARED_MEMORY = Path("/dev/shm")
 LONG = ("data.num_workers=2", "train.epochs=5000", "validate.every='5 steps'")
 
@@ -75,3 +78,9 @@ def test_a_loader_process_that_dies_ends_the_training_within_seconds(
     assert "loader process" in said and "Traceback" not in said
     _, alive = psutil.wait_procs(rest, timeout=20)
     assert not alive, [" ".join(each.cmdline()) for each in alive]
+
+
+def test_processes_that_are_done_leave_no_open_files_behind() -> None:
+    jobs = in_processes(time.sleep, [0.0] * 12, workers=1, stop=Stop())
+    counts = [len(list(Path("/proc/self/fd").iterdir())) for _ in jobs]
+    assert len(counts) == 12 and counts[-1] <= counts[1]

@@ -6,7 +6,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable
 from multiprocessing import (
     connection,
     forkserver,
@@ -17,6 +17,7 @@ from multiprocessing import (
 )
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from vidtrain.interrupt import Stop
 
@@ -51,7 +52,7 @@ class _Process(ForkServerProcess):
 class _Queue(queues.Queue):
     """A queue whose reader soon learns that one of those who write to it has died."""
 
-    writers: "list[_Process] | tuple[()]" = ()
+    writers: Collection["_Process"] = ()
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """Returns the next item.
@@ -71,12 +72,14 @@ class _Queue(queues.Queue):
 
 class _Context(ForkServerContext):
     def __init__(self) -> None:
-        self.started: list[_Process] = []
+        # No more than that: a process that is not forgotten keeps its pipes open.
+        self.started: WeakSet[_Process] = WeakSet()
 
     def Process(self, *args: Any, **settings: Any) -> _Process:  # type: ignore[override]
         """Makes a process."""
-        self.started.append(_Process(*args, **settings))
-        return self.started[-1]
+        made = _Process(*args, **settings)
+        self.started.add(made)
+        return made
 
     def Queue(self, maxsize: int = 0) -> _Queue:  # type: ignore[override]
         """Makes a queue that all processes started from here may write to."""
