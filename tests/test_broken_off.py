@@ -65,12 +65,14 @@ def test_a_validation_broken_off_anywhere_is_made_up_for(
 
 
 @pytest.mark.dist
+@pytest.mark.parametrize("kind", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_one_process_of_two_that_is_hit_breaks_off_both(
-    cli: Cli, small_run: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    cli: Cli, small_run: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:  # fmt: skip
     script = tmp_path / "hit.py"
     script.write_text(CODE)
-    settings = (*small_run, *SETTINGS)
+    settings = (*small_run, *SETTINGS, f"parallel={kind}", "device=cpu")
 
     def start(after: int, name: str) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
