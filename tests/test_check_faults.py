@@ -33,7 +33,7 @@ def long_video(tmp_path: Path) -> Path:
         packets = [p for p in old.demux(video=0) if p.size]
         length, place = sum(p.duration or 0 for p in packets), 0
         template = [(bytes(p), p.pts or 0, p.dts or 0, p.is_keyframe, p.time_base) for p in packets]
-        for _ in range(600):
+        for _ in range(2000):
             for content, pts, dts, key, time_base in template:
                 packet = av.Packet(content)
                 packet.stream, packet.pts, packet.dts = stream, pts + place, dts + place
