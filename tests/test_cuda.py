@@ -100,7 +100,7 @@ def test_memory_and_what_comes_after(cli: Cli, small_run: tuple[str, ...]) -> No
 def test_one_process_under_torchrun_is_what_it_is_alone(
     cli: Cli, small_run: tuple[str, ...], kind: str
 ) -> None:
-    """NCCL is begun and ended; with one GPU there is nobody to talk to."""
+    """With one process there is nobody to talk to: neither DDP nor FSDP does anything."""
     alone = losses(run(cli, small_run, "alone", "repro=strict"))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1",
                "-m", "vidtrain", "train", *small_run, "device=cuda", "repro=strict",

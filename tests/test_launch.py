@@ -44,6 +44,7 @@ COMMANDS = (
         (["slurm", "gpus_per_node=-1", "--", "train"], "gpus_per_node=-1 must be at least 0"),
         (["slurm", "image=x", "--", "train"], "image=x is a setting of kubernetes"),
         (["slurm", "env=[A]", "--", "train"], "env: 'A' must be NAME=VALUE"),
+        (["slurm", "env=A=1,B=2", "--", "train"], "env=[NAME=VALUE,NAME=VALUE]"),
         (["slurm", "time=soon", "--", "train"], "time=soon must be a time limit of Slurm"),
         (["slurm", "time=3:29", "--", "train"], "save 150 s before its limit"),
         (["slurm", "nodes=2", "--", "check"], "nodes=2: vidtrain check is one process"),
@@ -267,8 +268,11 @@ def test_a_run_in_a_volume_can_be_launched_from_elsewhere(
     assert "is not looked through here" in found.err
     assert cli(*job, "train", "data=folder", "data.root=/data") == 0
     assert "no volume holds /data, which is read from" in capsys.readouterr().err
-    assert cli(*job, "train", "runs=/elsewhere") == 0
-    assert "no volume holds /elsewhere/" in capsys.readouterr().err
+    elsewhere = Path("elsewhere").absolute()
+    assert cli(*job, "train", f"runs={elsewhere}") == 0
+    assert f"no volume holds {elsewhere}/" in capsys.readouterr().err
+    assert cli(*job, "doctor", "data=folder", "data.root=/runs/data") == 0
+    assert "no volume" not in capsys.readouterr().err
     assert cli("launch", "slurm", "--", "eval", "run=/runs/mine") == 1
 
 

@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "running": BELOW_RUNNING,
     "benchmarking": BELOW_RUNNING | {"running"},
     "stages": BELOW_RUNNING | {"running", "benchmarking"},
-    "cli": {"errors", "words", "config", "command"},  # a stage it imports by name
+    "cli": {"errors", "words", "interrupt", "config", "command"},  # a stage it imports by name
     "__main__": {"cli"},
 }
 # Below these, everything takes plain values: neither Hydra nor OmegaConf gets there.

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import vidtrain
-from vidtrain import words
+from vidtrain import interrupt, words
 from vidtrain.errors import InputError, Interrupted, UsageError, did_you_mean
 
 FIRST_STAGES = ("train", "eval", "export", "stats", "check", "index", "prepare")
@@ -34,6 +34,7 @@ FLAGS = {
 }
 # What follows `--` after this stage is the command of another.
 LAUNCH = "launch"
+GO_ON = {"train", "check", "index", "prepare", LAUNCH}  # from where they were stopped
 
 USAGE = """vidtrain {version}: training and evaluation for video understanding
 
@@ -57,15 +58,12 @@ stages:
 class _Stop(BaseException):
     """Carries an interruption past Hydra, which collects ordinary exceptions of a sweep's runs."""
 
-    def __init__(self, reason: Interrupted) -> None:
-        super().__init__()
-        self.reason = reason
-
 
 def main() -> None:
     """Entry point of the `vidtrain` command."""
     # Read when torch loads: its threads sleep while idle, and leave the cores to the loader.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    interrupt.leave_at_once(75 if {*sys.argv[1:2]} & GO_ON else 0)
     sys.exit(run(sys.argv[1:]))
 
 
@@ -104,9 +102,8 @@ def _tell_torchrun(error: Exception) -> None:
 
 def conf_dir() -> Path:
     """Returns the folder of the shipped YAML files: inside the wheel, or beside the package."""
-    package = Path(__file__).resolve().parent
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
+    inside = Path(__file__).resolve().parent / "conf"
+    return inside if inside.is_dir() else inside.parents[1] / "conf"
 
 
 def stages() -> dict[str, str]:
@@ -193,7 +190,10 @@ class Call:
         if self.sweep is not None:
             return self._in_sweep(config)
         try:
-            return self._function()(composing.to_objects(config))
+            function = self._function()
+            if self.stage != LAUNCH:  # which takes over itself when it has looked through all
+                interrupt.started()
+            return function(composing.to_objects(config))
         except Interrupted as error:
             raise _Stop(error) from error
         except Exception as error:  # Hydra would add its own lines to the message
@@ -209,6 +209,7 @@ class Call:
     def _in_sweep(self, config: Any) -> Any:
         from vidtrain.command import composing, sweeping, sweeps
 
+        interrupt.started()
         here = os.getpid() == self.pid
         if not here and sweeping.stopping(str(self.sweep), self.began):
             return sweeps.INTERRUPTED
@@ -246,7 +247,7 @@ def _run_stage(stage: str, overrides: list[str]) -> None:
     try:
         composing.run_hydra(stage, overrides, call, conf=conf_dir())
     except _Stop as stop:
-        raise stop.reason from None
+        raise stop.args[0] from None
     finally:
         failed, interrupted = sweeping.end(stage, call.sweep, call.began) if call.sweep else (0, 0)
     if call.failures:

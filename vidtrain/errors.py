@@ -12,6 +12,10 @@ class InputError(ValueError):
     """
 
 
+class NotHere(InputError):
+    """A folder is not on this machine, or not for this person to write to."""
+
+
 class UsageError(InputError):
     """A wrong command line or config value; the command line exits with 2."""
 

@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -13,6 +13,33 @@ LAUNCHED = {"TORCHELASTIC_RUN_ID", "VIDTRAIN_LAUNCHED"}  # set by what ends with
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
+def leave_at_once(code: int) -> None:
+    """Lets a signal end this process while it starts: there is nothing to save yet.
+
+    An exception in the middle of an import may be taken for the import's own failure.
+
+    Args:
+        code: Exit code after SIGTERM and SIGUSR1; 0: 128 and the signal's number.
+    """
+
+    def leave(signum: int, frame: FrameType | None) -> None:
+        ended = 130 if signum == signal.SIGINT else code or 128 + signum
+        os.write(2, b"vidtrain: interrupted as it started; nothing was begun\n")
+        os._exit(ended)
+
+    for number in SIGNALS:
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, leave)
+
+
+def started() -> None:
+    """Takes `leave_at_once` back."""
+    for number in SIGNALS:
+        if getattr(signal.getsignal(number), "__name__", "") == "leave":
+            usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, usual)
+
+
 @dataclass
 class Stop:
     """Whether a stop was asked for.
@@ -20,15 +47,22 @@ class Stop:
     Attributes:
         signum: Number of the signal, or 0.
         launcher: Number of the torchrun, or the like, that started this process; None: a person.
+        tell: Tells other processes of it, and returns whether one of them was asked.
     """
 
     signum: int = 0
     launcher: int | None = None
+    tell: Callable[[bool], bool] = bool
 
     @property
     def asked(self) -> bool:
         """Whether a signal came, or what would pass one on is gone."""
         return bool(self.signum) or self.launcher not in (None, os.getppid())
+
+    @property
+    def asked_anywhere(self) -> bool:
+        """Whether this or, as far as is known, another process of the training was asked."""
+        return self.tell(self.asked)
 
 
 @contextmanager

@@ -133,6 +133,7 @@ def compose(name: str, config: BenchmarkConfig, conf: str, more: dict[str, str])
         set_["model.input.num_frames"] = config.num_frames
     if config.crop_size is not None:
         set_["model.input.crop_size"] = config.crop_size
+        set_["model.input.eval_crop_size"] = set_["model.input.eval_short_side"] = config.crop_size
         set_["model.input.short_side"] = f"[{config.crop_size},{config.crop_size}]"
     GlobalHydra.instance().clear()
     composing.register_schemas()

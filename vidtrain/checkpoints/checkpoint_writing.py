@@ -108,6 +108,7 @@ def finish(
         shutil.rmtree(replaced, ignore_errors=True)
     except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        bring_back(folder)
         raise InputError(_cannot_write(final, error)) from error
     return final
 
@@ -135,11 +136,18 @@ def remove(path: Path) -> None:
 
 
 def bring_back(folder: Path) -> None:
-    """Gives a checkpoint its name again that was about to be replaced when a kill came."""
+    """Gives a checkpoint its name again that was about to be replaced when a kill came.
+
+    Raises:
+        InputError: The folder cannot be written.
+    """
     for replaced in folder.glob(f".step_*{REPLACED}"):
         final = replaced.with_name(replaced.name.removesuffix(REPLACED)[1:])
         if not final.exists():
-            os.rename(replaced, final)
+            try:
+                os.rename(replaced, final)
+            except OSError as error:
+                raise InputError(_cannot_write(final, error)) from error
 
 
 def tidy(folder: Path) -> None:

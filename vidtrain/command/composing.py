@@ -20,7 +20,7 @@ from vidtrain.command.explaining import explain
 from vidtrain.command.run_folders import here_are
 from vidtrain.command.teacher_choice import choose_teacher
 from vidtrain.config import RANKED, SCHEMAS, RunConfig
-from vidtrain.errors import InputError, UsageError
+from vidtrain.errors import InputError, NotHere, UsageError
 from vidtrain.words import config_dirs, listed, quoted
 
 FLAGS_WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp",
@@ -93,7 +93,7 @@ def run_hydra(stage: str, overrides: list[str], call: Call, *, conf: Path) -> No
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(explain(error, stage, overrides, conf)) from error
     except OSError as error:
-        raise InputError(
+        raise NotHere(
             f"cannot make the run folder {error.filename}: {error.strerror}; "
             "give a folder that can be written with runs="
         ) from error
@@ -210,7 +210,7 @@ def _record_run(stage: str, overrides: list[str]) -> list[str]:
     try:
         config = yaml.safe_load(file.read_text("utf-8"))
     except FileNotFoundError:
-        raise InputError(
+        raise NotHere(
             f"run={folder} is not a run folder: there is no {file}{here_are(folder)}"
         ) from None
     except (OSError, yaml.YAMLError) as error:

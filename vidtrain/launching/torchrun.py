@@ -61,7 +61,9 @@ def num_nodes(nodes: str) -> tuple[int, int]:
     except ValueError:
         found = 0, 0
     if not 1 <= found[0] <= found[1]:
-        raise UsageError(f"nodes={nodes} must be a number of machines, or MIN:MAX such as 1:4")
+        raise UsageError(
+            f"nodes={nodes} must be a number of machines, or MIN:MAX such as 1:4, the least first"
+        )
     return found
 
 

@@ -46,8 +46,9 @@ class Command:
     failures: list[Exception] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Calls it by the stage as long as nothing is composed."""
-        self.name = f"vidtrain-{self.stage}"
+        """Calls it by what it says itself, or its stage, as long as nothing is composed."""
+        named = [word.removeprefix("name=") for word in self.words if word.startswith("name=")]
+        self.name = named[-1] if named and self.stage == "train" else f"vidtrain-{self.stage}"
 
     def compose(self) -> None:
         """Composes it as the stage would.
@@ -127,6 +128,5 @@ def check_training(config: TrainConfig, *, nodes: tuple[int, int], processes: in
                         views=config.data.views_per_decode,
                         world_size=count * processes)  # fmt: skip
         except UsageError as error:
-            raise UsageError(
-                f"{error} (with {counted(count, 'machine')} of processes_per_node={processes})"
-            ) from None
+            each = counted(processes, "process", "processes")
+            raise UsageError(f"{error} (with {counted(count, 'machine')} of {each})") from None

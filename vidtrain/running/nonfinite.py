@@ -18,29 +18,27 @@ class NonFinite:
         steps: The steps that were.
         kept: Copies of the network's buffers: a bad clip spoils batch-norm statistics already in
             the forward pass.
-        buffers: The network's own.
     """
 
     budget: int
     steps: list[int] = field(default_factory=list)
     kept: list[torch.Tensor] = field(default_factory=list)
-    buffers: list[torch.Tensor] | None = None
 
     def remember(self, network: nn.Module) -> None:
         """Copies the buffers ahead of a step."""
-        if not self.budget:
+        buffers = list(network.buffers())
+        if not self.budget or not buffers:
             return
-        if self.buffers is None:  # looked for once, which takes longer than to copy them
-            self.buffers = list(network.buffers())
-            self.kept = [torch.empty_like(buffer) for buffer in self.buffers]
-        if self.buffers:
-            _copy(self.buffers, self.kept)
+        if not self.kept:
+            self.kept = [torch.empty_like(buffer) for buffer in buffers]
+        _copy(buffers, self.kept)
 
-    def leave_out(self, step: int, facts: dict[str, Any]) -> None:
+    def leave_out(self, step: int, network: nn.Module, facts: dict[str, Any]) -> None:
         """Undoes what a step did to the buffers, and counts it.
 
         Args:
             step: The step that is not taken.
+            network: The plain network.
             facts: What is known of the step, for the message.
 
         Raises:
@@ -57,8 +55,8 @@ class NonFinite:
                 "all). Nothing was saved since the last checkpoint. Lower optimizer.lr, set "
                 "train.clip_grad_norm=1, or use precision=fp32"
             )
-        if self.buffers:
-            _copy(self.kept, self.buffers)
+        if self.kept:
+            _copy(self.kept, list(network.buffers()))
 
 
 def _copy(source: list[torch.Tensor], target: list[torch.Tensor]) -> None:

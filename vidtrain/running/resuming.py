@@ -99,11 +99,7 @@ def restore(parts: Parts, config: TrainConfig, folder: Path, world: World) -> No
     """
     kept = folder / "checkpoints"
 
-    def newest() -> Path | None:
-        checkpoint_writing.bring_back(kept)
-        return newest_intact(kept, runlog.warn)
-
-    chosen = distributed.together(newest, world)
+    chosen = distributed.together(lambda: newest_intact(kept, runlog.warn), world)
     if chosen is not None and not chosen.is_dir():
         raise InputError(
             f"rank 0 has {chosen}, this process does not; all nodes must share the folder of runs "

@@ -81,7 +81,7 @@ def optimizer_step(
         facts = None
         if bad:
             facts = facts_of(parts, config, world, step, loss, norm, videos)
-            parts.nonfinite.leave_out(step, facts)
+            parts.nonfinite.leave_out(step, parts.model, facts)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
         if parts.average is not None and not bad:

@@ -147,7 +147,7 @@ def take_statistics(
 
     def clips(batches: Iterator[ClipBatch]) -> Iterator[torch.Tensor]:
         for batch in batches:
-            if stop():
+            if distributed.any_true(stop(), world):  # all alike: FSDP sends weights in each pass
                 return
             parts.bad.add(batch.bad, parts.clips.videos)
             yield plain_input(parts, config, world, batch)

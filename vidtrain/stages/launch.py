@@ -11,7 +11,7 @@ from vidtrain.checkpoints.checkpoint import all_steps
 from vidtrain.config import RANKED
 from vidtrain.config.launch import LaunchConfig
 from vidtrain.config.train import TrainConfig
-from vidtrain.errors import InputError, Interrupted, UsageError, did_you_mean
+from vidtrain.errors import Interrupted, NotHere, UsageError, did_you_mean
 from vidtrain.launching import kubernetes, slurm, torchrun
 from vidtrain.records import runlog
 from vidtrain.running.launched import HINT, Command, check_command, check_training
@@ -53,17 +53,17 @@ def compose(command: Command, config: LaunchConfig) -> None:
 
     Raises:
         UsageError: It would not run, or a training would be refused by all its processes.
-        InputError: It goes by a run that is not here, as it must be but for Kubernetes' volumes.
+        NotHere: It goes by a folder that is not here, as it must be but for Kubernetes' volumes.
     """
     try:
         command.compose()
-    except UsageError:
-        raise
-    except InputError as error:
+    except NotHere as error:
         if config.engine != "kubernetes":
             raise
         tell(f"vidtrain {command.stage} is not looked through here: {error}")
-    if isinstance(command.composed, TrainConfig) and command.stage == "train":
+    # Machines that meet by themselves may have different numbers of processes.
+    alike = config.engine != "torchrun" or config.endpoint is None
+    if isinstance(command.composed, TrainConfig) and command.stage == "train" and alike:
         gpus = torch.cuda.device_count() if config.engine == "torchrun" else config.gpus_per_node
         check_training(command.composed, nodes=torchrun.num_nodes(config.nodes),
                        processes=per_node(config, gpus))  # fmt: skip
@@ -124,12 +124,14 @@ def to_kubernetes(config: LaunchConfig, command: Command) -> None:
     """Creates the objects of a YAML file, or prints it."""
     job = kubernetes_job(config, config.name or command.name)
     text = kubernetes.as_yaml(kubernetes.manifests(job, config.command))
-    written = command.folder if command.composed is not None else None
     read = getattr(getattr(command.composed, "data", None), "root", None)
-    for path, what in ((written, "is written to"), (read, "is read from")):
-        if path is not None and not kubernetes.is_mounted(job, str(path)):
-            tell(f"no volume holds {Path('/', path)}, which {what}: it is the container's own, and "
-                 "goes with it; add volumes=[CLAIM:PATH] if it matters")  # fmt: skip
+    for path, what in ((command.folder, "is written to"), (read, "is read from")):
+        own = str(path or ".") == "." or str(path).startswith("~")  # the container's own home
+        if not own and not kubernetes.is_mounted(job, str(path)):
+            tell(
+                f"no volume holds {Path('/', str(path))}, which {what}: it is the container's own, "
+                "and goes with it; add volumes=[CLAIM:PATH] if it matters"
+            )
     if config.dry_run:
         print(text, end="")
     else:
@@ -197,8 +199,10 @@ def variables(words: list[str]) -> dict[str, str]:
     """
     found = dict(word.partition("=")[::2] for word in words)
     for word in words:
-        if not re.match(r"[A-Za-z_]\w*=", word):
-            raise UsageError(f"env: {word!r} must be NAME=VALUE, such as NCCL_DEBUG=INFO")
+        if not re.match(r"[A-Za-z_]\w*=", word) or re.search(r",[A-Za-z_]\w*=", word):
+            raise UsageError(
+                f"env: {word!r} must be NAME=VALUE, and several are env=[NAME=VALUE,NAME=VALUE]"
+            )
     return found
 
 

@@ -4,11 +4,13 @@ import dataclasses
 import math
 import time
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 import torch
 from torch.profiler import record_function
 
 from vidtrain import build, distributed, interrupt
+from vidtrain.checkpoints.checkpoint_writing import bring_back
 from vidtrain.checkpoints.saving import Saver
 from vidtrain.config.train import TrainConfig
 from vidtrain.data.loading import train_batches
@@ -16,6 +18,7 @@ from vidtrain.distributed import World
 from vidtrain.errors import Interrupted
 from vidtrain.interrupt import Stop
 from vidtrain.models import memory
+from vidtrain.parallel import telling
 from vidtrain.records import sinks
 from vidtrain.records.alone import alone
 from vidtrain.records.runlog import Meter, RunLog, finite, shown_path
@@ -57,9 +60,10 @@ def train(config: TrainConfig) -> float | None:
         watchdog.watching(world, timeout_seconds=limit),
         ExitStack() as held,
     ):  # fmt: skip
+        stop.tell = telling.flag("stop", world)
+        distributed.together(lambda: take(folder, held), world)
         config = batch_finder.settled(config, world)
         parts = build_parts(config, world)
-        distributed.together(lambda: held.enter_context(alone(folder)), world)
         restore(parts, config, folder, world)
         strict.refuse(config, parts, world)
         parts.network = build.replicated(config, parts.model, world)
@@ -74,6 +78,16 @@ def train(config: TrainConfig) -> float | None:
             saver.settle(world)
             summarise(parts, config, log, seconds=time.perf_counter() - began)
     return parts.progress.best[0]["value"] if parts.progress.best else None
+
+
+def take(folder: Path, held: ExitStack) -> None:
+    """Keeps others out of a run folder, and mends what a kill may have left there.
+
+    Raises:
+        InputError: Another training is there, or the folder cannot be written.
+    """
+    held.enter_context(alone(folder))
+    bring_back(folder / "checkpoints")
 
 
 def fit(
@@ -130,7 +144,7 @@ def after_step(
     progress, save_now = parts.progress, parts.saving(parts.progress.step)
     if progress.owes_validation and not asked:
         with record_function("vidtrain.validate"):
-            save_now |= validate(parts, config, log, world, lambda: stop.asked)
+            save_now |= validate(parts, config, log, world, lambda: stop.asked_anywhere)
     asked |= progress.owes_validation  # broken off
     at_end = over(parts, config) and not progress.owes_validation
     save_now |= at_end
