@@ -90,6 +90,60 @@ def test_one_process_of_two_that_is_hit_breaks_off_both(
     assert file_hash("whole") == file_hash("hit")
 
 
+# Rank 1 alone is hit: in the statistics before a validation, or while rank 0 has long to go on.
+IN_STATISTICS = """
+import os, signal
+from vidtrain.cli import main
+from vidtrain.running import validation
+each = validation.statistics_batches
+def hit(*args, **settings):
+    for number, batch in enumerate(each(*args, **settings)):
+        if number == 2 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        yield batch
+validation.statistics_batches = hit
+main()
+"""
+BEFORE_THE_OTHER = """
+import os, signal, time
+from vidtrain.cli import main
+from vidtrain.data.eval_loading import EvalLoader
+each = EvalLoader.__iter__
+def hit(self):
+    for item in each(self):
+        yield item
+        if os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            time.sleep(5)
+EvalLoader.__iter__ = hit
+main()
+"""
+X3D = ("model=x3d_xs", "parallel=fsdp", "train.precise_bn=6",
+       *(f"model.input.{key}=32" for key in ("crop_size", "eval_crop_size", "eval_short_side")),
+       "model.input.short_side=[32,32]")  # fmt: skip
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize(
+    ("code", "more"),
+    [pytest.param(IN_STATISTICS, X3D, marks=pytest.mark.slow),
+     (BEFORE_THE_OTHER, ("eval.batch_size=1", "parallel.timeout_seconds=20"))],
+)  # fmt: skip
+def test_all_break_off_when_one_is_asked(
+    small_run: tuple[str, ...], tmp_path: Path, code: str, more: tuple[str, ...]
+) -> None:
+    """Neither waits for the other where it stands: the limit on that would end both unsaved."""
+    script = tmp_path / "hit.py"
+    script.write_text(code)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+               str(script), "train", *small_run, "device=cpu", "validate.every='2 steps'",
+               "train.epochs=40", *more]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "rank 1: stopped and saved at step 2 of" in done.stderr, done.stderr
+    assert loaded(tmp_path / "runs/small")["progress"]["owes_validation"]
+
+
 def test_a_signal_in_a_long_validation_does_not_wait_for_its_end(
     small_run: tuple[str, ...], tmp_path: Path
 ) -> None:
