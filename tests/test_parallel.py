@@ -71,7 +71,8 @@ def test_a_run_goes_on_with_other_numbers_of_processes(
     assert cli("train", *settings, "name=one", "train.max_steps=6") == 0
     trained(4, *settings, "name=moved", "train.max_steps=2", cwd=tmp_path)
     said = trained(2, *settings, "name=moved", "train.max_steps=4", cwd=tmp_path)
-    assert "going on with 2 processes x 2 micro-batches instead of 4 processes x 1 " in said
+    two, four = "2 processes x 2 micro-batches", "4 processes x 1 micro-batch"
+    assert f"going on with {two} instead of {four}: " in said
     assert cli("train", *settings, "name=moved", "train.max_steps=6") == 0
     assert losses(tmp_path / "runs/moved") == pytest.approx(losses(tmp_path / "runs/one"), rel=1e-5)
 

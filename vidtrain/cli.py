@@ -34,7 +34,6 @@ FLAGS = {
 }
 # What follows `--` after this stage is the command of another.
 LAUNCH = "launch"
-GO_ON = {"train", "check", "index", "prepare", LAUNCH}  # from where they were stopped
 
 USAGE = """vidtrain {version}: training and evaluation for video understanding
 
@@ -63,7 +62,7 @@ def main() -> None:
     """Entry point of the `vidtrain` command."""
     # Read when torch loads: its threads sleep while idle, and leave the cores to the loader.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    interrupt.leave_at_once(75 if {*sys.argv[1:2]} & GO_ON else 0)
+    interrupt.leave_at_once(75 if {*sys.argv[1:2]} & {*interrupt.RESUMED, LAUNCH} else 0)
     sys.exit(run(sys.argv[1:]))
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 LAUNCHED = {"TORCHELASTIC_RUN_ID", "VIDTRAIN_LAUNCHED"}  # set by what ends with its processes
+RESUMED = {"train", "check", "index", "prepare"}  # stages whose same command goes on
 # SIGUSR1 is what Slurm is asked to send ahead of a time limit.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 

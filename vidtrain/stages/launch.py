@@ -12,6 +12,7 @@ from vidtrain.config import RANKED
 from vidtrain.config.launch import LaunchConfig
 from vidtrain.config.train import TrainConfig
 from vidtrain.errors import Interrupted, NotHere, UsageError, did_you_mean
+from vidtrain.interrupt import RESUMED
 from vidtrain.launching import kubernetes, slurm, torchrun
 from vidtrain.records import runlog
 from vidtrain.running.launched import HINT, Command, check_command, check_training
@@ -26,7 +27,6 @@ SETTINGS = {
     | {"image", "namespace", "volumes", "shm_gb", "gpu_resource", "max_failures"},
     "torchrun": SHARED | {"endpoint", "node_rank", "job_id", "local_addr", "interface"},
 }
-RESUMED = {"train", "check", "index", "prepare"}  # whose same command goes on
 
 
 def launch(config: LaunchConfig) -> None:
