@@ -57,7 +57,8 @@ def test_the_step_is_left_out_and_its_videos_are_named(
 def test_a_run_in_parts_leaves_out_the_same(
     cli: Cli, small_run: tuple[str, ...], poisoned: Path
 ) -> None:
-    settings = (*small_run, *OVERFLOWS, f"data.root={poisoned}")
+    # strict: without it a GPU's sums differ in their last bits from run to run.
+    settings = (*small_run, *OVERFLOWS, f"data.root={poisoned}", "repro=strict")
     assert cli("train", *settings, "name=whole") == 0
     first = left_out("whole")[0]["step"]
     for step in (first + 1, 12):

@@ -65,7 +65,6 @@ def optimizer_step(
     rate = parts.schedule(step) * parts.plan.lr_factor(step)
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * rate
-    parts.nonfinite.remember(parts.model)
     loss, videos, clips = backward(parts, config, world, step, batches, meter)
     with phase("optimizer", step, world):
         scaler.unscale_(optimizer)
@@ -83,14 +82,13 @@ def optimizer_step(
             facts = facts_of(parts, config, world, step, loss, norm, videos)
             parts.nonfinite.leave_out(step, parts.model, facts)
         scaler.update()
-        optimizer.zero_grad(set_to_none=True)
         if parts.average is not None and not bad:
             parts.average.update(parts.model, step=step)
     return Taken(loss=loss, norm=norm, clips=clips * world.size, left_out=facts, stop=stop)
 
 
 def update(parts: Parts, fine: torch.Tensor, world: World, *, stop: bool) -> tuple[bool, bool]:
-    """Updates the weights, unless the step is bad.
+    """Updates the weights, unless the step is bad, and clears the gradient.
 
     On CUDA, Adam's kernels are started before it is known and learn it on the device: the GPU would
     stand still while Python gets them ready.
@@ -112,11 +110,13 @@ def update(parts: Parts, fine: torch.Tensor, world: World, *, stop: bool) -> tup
         bad, stop = distributed.any_each((not fine, stop), world)
         if not bad:
             scaler.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
         return bad, stop
     flags = torch.stack([~fine, torch.full_like(fine, stop)]).float()  # waits for nothing
     optimizer.found_inf = distributed.maximum(flags, world)[0]  # type: ignore[attr-defined]
     optimizer.step()
     del optimizer.found_inf  # type: ignore[attr-defined]
+    optimizer.zero_grad(set_to_none=True)  # as all that needs no answer: the GPU is still at work
     bad, stop = map(bool, flags.tolist())
     return bad, stop
 
@@ -138,6 +138,8 @@ def backward(
         parts.bad.add(batch.bad, parts.clips.videos)
         with phase("augment", step, world):
             clips, targets = model_input(parts, config, world, step, batch)
+        if not micro:  # once a GPU has the clips to copy
+            parts.nonfinite.remember(parts.model)
         # Last thing before the forward pass: a loader may draw from the global generator too. The
         # number of the micro-batch among those of all processes: dropout is that of one process.
         key = (randomness.STEP, step, micro * world.size + world.rank, 0)
