@@ -184,8 +184,15 @@ def test_under_autocast() -> None:
     assert torch.allclose(last.running_var, reference.running_var, rtol=0.05)
 
 
+class Whole(nn.Sequential):
+    """PyTorch 2.11 compiles no forward pass of its own classes."""
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        return super().forward(clips)
+
+
 def test_a_compiled_network_is_not_compiled_again() -> None:
-    network, plain, graphs = net(), net(), []
+    network, plain, graphs = Whole(*net()), net(), []
 
     def compiler(graph: torch.fx.GraphModule, inputs: list) -> Callable:
         graphs.append(graph)
