@@ -1,5 +1,6 @@
 """Checkpoints: whole or not at all, no code on loading, nothing lost on a full disk."""
 
+import json
 import os
 import pickle
 import resource
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from vidtrain.checkpoints import checkpoint, checkpoint_writing
 from vidtrain.checkpoints.saving import Saver, newest_intact
@@ -43,6 +45,19 @@ def write(folder: Path, step: int, **changes: Any) -> Path:
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def test_equal_checkpoints_are_equal_files(tmp_path: Path) -> None:
+    about = {"class_names": ["a"], "build": {"_target_": "tête", "sizes": [1, None, '\x1f/"\x7f']}}
+    paths = [write(tmp_path / str(number), 3, about=about) for number in range(12)]
+    for name in names(paths[0]):
+        assert len({(path / name).read_bytes() for path in paths}) == 1, name
+    with safe_open(paths[0] / "model.safetensors", "pt") as file:
+        found = file.metadata()
+        assert {name: file.get_tensor(name).tolist() for name in file.keys()} == {  # noqa: SIM118
+            name: value.tolist() for name, value in WEIGHTS.items()
+        }
+    assert found == {"format": "pt", "vidtrain": json.dumps(about["build"])}
 
 
 def test_round_trip(tmp_path: Path) -> None:

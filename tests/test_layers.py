@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     **{name: {"errors"} for name in ("randomness", "distributed", "interrupt")},
     **dict.fromkeys(PLAIN, GROUND),
     **dict.fromkeys(PLAIN_ABOVE, GROUND | PLAIN),
+    "export": GROUND | PLAIN | {"checkpoints"},
     "config": {"errors"},
     "targets": {"errors"},
     "build_data": {"errors", "config", "targets", "data"},

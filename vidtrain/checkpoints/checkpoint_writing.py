@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from vidtrain.checkpoints.checkpoint import (
     AVERAGE,
@@ -20,6 +19,7 @@ from vidtrain.checkpoints.checkpoint import (
     Tensors,
     facts_of,
 )
+from vidtrain.checkpoints.weight_files import save_weights
 from vidtrain.errors import InputError
 
 REPLACED = ".was"  # end of the hidden name of a checkpoint that another of its step replaces
@@ -47,10 +47,9 @@ def write(
     """
     temporary = begin(folder, step, needed=[model, average or {}, state])
     try:
-        meta = {"format": "pt", "vidtrain": json.dumps(about.get("build"))}
-        save_file(model, temporary / MODEL, metadata=meta)
+        save_weights(model, temporary / MODEL, about=about.get("build"))
         if average is not None:
-            save_file(average, temporary / AVERAGE, metadata=meta)
+            save_weights(average, temporary / AVERAGE, about=about.get("build"))
     except Exception as error:  # torch and safetensors have types of their own for a full disk
         shutil.rmtree(temporary, ignore_errors=True)
         raise InputError(_cannot_write(temporary, error)) from error

@@ -1,13 +1,13 @@
 """The weights of a run as one safetensors file, whatever number of processes wrote them."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
+from vidtrain.checkpoints.weight_files import save_weights
 from vidtrain.errors import InputError
 
 
@@ -26,7 +26,7 @@ def write_weights(model: nn.Module, path: Path, *, about: dict[str, Any]) -> int
         InputError: The file does not hold what was written.
     """
     tensors = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
-    save_file(tensors, path, metadata={"format": "pt", "vidtrain": json.dumps(about)})
+    save_weights(tensors, path, about=about)
     found = load_file(path)
     wrong = [name for name, value in tensors.items() if not torch.equal(found[name], value)]
     if wrong:
