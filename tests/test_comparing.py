@@ -9,7 +9,13 @@ import yaml
 
 from vidtrain.errors import InputError
 from vidtrain.running.again import steps_to_compare
-from vidtrain.running.comparing import Run, explanations, first_difference, read_run
+from vidtrain.running.comparing import (
+    Run,
+    comparable,
+    explanations,
+    first_difference,
+    read_run,
+)
 
 ROWS = [
     {"kind": "train", "step": 1, "epoch": 0.5, "loss": 1.5, "lr": 0.1},
@@ -98,6 +104,19 @@ def test_each_section_explains(
     assert list(found) == ["config", "data", "code", "versions", "machine"]
 
 
+def test_rows_that_settings_put_at_other_steps_are_left_out_and_said() -> None:
+    early = {"kind": "val", "step": 1, "epoch": 0.5, "loss": 1.3}
+    more = [ROWS[0], early, *ROWS[1:], {"kind": "val", "step": 3, "epoch": 1.5, "loss": 1.1}]
+    often = run(CONFIG | {"validate": {"every": "1 steps"}}, rows=more)
+    (one, two), why = comparable(run(CONFIG | {"validate": {"every": "1 epoch"}}), often)
+    assert why == "1 rows that only one run has are left out: validate.every differs"
+    assert one == ROWS and early not in two
+    assert str(first_difference(one, two)).startswith("step 3: only one run has a row of kind val")
+    (one, two), why = comparable(run(), run(rows=more))  # nothing explains them
+    assert why == "" and two == more
+    assert str(first_difference(one, two)).startswith("step 1: only one run has a row of kind val")
+
+
 def test_names_and_workers_explain_nothing() -> None:
     other = CONFIG | {"name": "b", "data": {"num_workers": 4}}
     assert not any(explanations(run(), run(other)).values())
@@ -113,6 +132,13 @@ def test_a_comparison_ends_at_a_digest(wanted: int | None, step: int) -> None:
     kinds = [{"kind": "train", "step": s} for s in range(1, 41)]
     digests = [{"kind": "weights", "step": s} for s in (10, 20, 30)]
     assert steps_to_compare(run(rows=kinds + digests), wanted) == step
+
+
+def test_a_digest_without_a_row_of_the_training_before_it_is_passed_over() -> None:
+    found = [{"kind": "weights", "step": 6}, {"kind": "train", "step": 10},
+             {"kind": "weights", "step": 12}]  # fmt: skip
+    assert [steps_to_compare(run(rows=found), wanted) for wanted in (None, 6, 99)] == [12] * 3
+    assert steps_to_compare(run(rows=found[:1]), None) == 6
 
 
 def test_without_digests_it_ends_at_a_row() -> None:

@@ -26,6 +26,9 @@ Cli = Callable[..., int]
         ("optimizer.amsgrad=true", "torch.optim.AdamW takes it, and its YAML does not give it; "
          "write +optimizer.amsgrad=..."),
         ("average.decay=0.9", "nothing is chosen for average; choose average=ema or swa"),
+        ("task.teacher=runs/base", "as it is; it is one of task=distillation"),
+        ("task.gamma_neg=3", "as it is; it is one of task=multilabel"),
+        ("task.foo=3", "task takes label_smoothing, class_weights, criterion, threshold\n"),
         ("+optimizer.lr.x=1", "optimizer.lr"),
         ("~optimizer.lrr", "did you mean optimizer.lr?"),
         ("data.rooot=1", "did you mean data.root?"),

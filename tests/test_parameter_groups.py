@@ -119,7 +119,9 @@ def test_frozen_parameters_have_no_group() -> None:
 def test_the_rate_follows_the_batch() -> None:
     assert lr_factor("linear", 64, 256) == 0.25
     assert lr_factor("sqrt", 64, 256) == 0.5
-    assert lr_factor("linear", 64, None) == lr_factor("sqrt", 64, None) == 1.0
+    assert lr_factor("linear", 64, None) == 1.0
+    with pytest.raises(UsageError, match=r"lr_rule=sqrt changes nothing without train.lr_batch"):
+        lr_factor("sqrt", 64, None)
     with pytest.raises(UsageError, match=r"train.lr_rule='cubic' is unknown; use linear or sqrt"):
         lr_factor("cubic", 64, 256)
 

@@ -46,10 +46,25 @@ def test_shares_of_a_step_on_a_cpu() -> None:
     assert found["steps"] == 1 and found["seconds_per_step"] == pytest.approx(100e-6)
     assert found["shares"] == pytest.approx({
         "data": 0.10, "augment": 0.05, "forward": 0.20, "backward": 0.20, "optimizer": 0.15,
-        "validate": 0, "communication": 0.20, "rest": 0.10,
+        "validate": 0, "communication": 0.20, "compile": 0, "rest": 0.10,
     })  # fmt: skip
     assert found["communication_busy"] == pytest.approx(0.3)
     assert found["device_busy"] is None and found["bottleneck"] == "communication"
+
+
+def test_what_torch_compile_does_is_no_part_of_a_step() -> None:
+    marks = [event("ProfilerStep#7", 0, 100), *ranges(forward=(0, 20), validate=(20, 95))]
+    compiling = [event("_compile.compile_inner (dynamo_timed)", 25, 85, "cpu_op"),
+                 event("async_compile.wait (dynamo_timed)", 40, 80, "cpu_op")]  # fmt: skip
+    found = summary([*marks, *compiling])
+    assert found["shares"]["compile"] == pytest.approx(0.60)
+    assert found["shares"]["validate"] == pytest.approx(0.15)
+    assert sum(found["shares"].values()) == pytest.approx(1) and found["bottleneck"] == "compile"
+    # A GPU that computes meanwhile is not kept waiting by it.
+    launched = [event("cudaLaunchKernel", 21, 22, "cuda_runtime", 1)]
+    found = summary([*marks, *compiling, *launched, event("conv", 22, 65, "kernel", 1)])
+    assert found["shares"]["compile"] == pytest.approx(0.20)
+    assert found["shares"]["validate"] == pytest.approx(0.43)
 
 
 def test_shares_of_a_step_on_a_gpu_go_by_kernels() -> None:
@@ -68,7 +83,7 @@ def test_shares_of_a_step_on_a_gpu_go_by_kernels() -> None:
     ])  # fmt: skip
     assert found["shares"] == pytest.approx({
         "data": 0.15, "augment": 0, "forward": 0.23, "backward": 0.30, "optimizer": 0.10,
-        "validate": 0, "communication": 0.06, "rest": 0.16,
+        "validate": 0, "communication": 0.06, "compile": 0, "rest": 0.16,
     })  # fmt: skip
     assert found["communication_busy"] == pytest.approx(0.16)
     assert found["device_busy"] == pytest.approx(0.73) and found["bottleneck"] == "rest"
@@ -164,7 +179,9 @@ def test_a_profiled_training_has_the_same_bits(
     same_state("runs/small", "runs/plain")
     found = json.loads(Path("runs/small/profile/summary.json").read_text("utf-8"))
     shares = found["shares"]
-    assert all(shares[name] > 0 for name in PARTS if name not in ("communication", "validate"))
+    assert all(
+        shares[name] > 0 for name in PARTS if name not in ("communication", "validate", "compile")
+    )
     assert not Path("runs/plain/profile").exists()
 
 

@@ -140,13 +140,20 @@ def test_poisoned_loader_processes_change_nothing(
 
 @pytest.mark.slow
 def test_first_steps_again(
-    cli: Callable[..., int], small_run: tuple[str, ...], capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert cli("train", *small_run, *RANDOM, "save.every=3 steps", "repro=strict") == 0
+    cli: Callable[..., int], small_run: tuple[str, ...], class_folders: Path, tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    Path("videos").symlink_to(class_folders)
+    settings = (*small_run, *RANDOM, "data.root=videos", "save.every=3 steps", "repro=strict")
+    assert cli("train", *settings) == 0
     assert cli("repro", "runs/small", "steps=8", "keep=kept") == 0
     assert "up to step 6, weights" in capfd.readouterr().out
     assert not (Path("kept") / "run" / "checkpoints" / "step_00000008").exists()
     assert cli("repro", "runs/small", "steps=8", "keep=kept") == 2  # not empty
+    os.chdir("..")  # paths of the run are those of the folder it was started in
+    assert cli("repro", f"{tmp_path.name}/runs/small", "steps=3") == 0
+    assert "up to step 3, weights" in capfd.readouterr().out
+    os.chdir(tmp_path)
     step = change_row("small", "weights", sha256="0")
     capfd.readouterr()
     assert cli("repro", "runs/small", "steps=99") == 1

@@ -80,7 +80,8 @@ def write_run(folder: Path, record: dict[str, Any], losses: list[float | None]) 
     folder.mkdir(parents=True)
     whole = {"swept": {"optimizer.lr": folder.name}, "number": 0, "began": 1.0, "metric": "loss"}
     (folder / "sweep.json").write_text(json.dumps(whole | record), "utf-8")
-    lines = [json.dumps({"kind": "val", "step": i + 1, "loss": x}) for i, x in enumerate(losses)]
+    metric = (whole | record)["metric"]
+    lines = [json.dumps({"kind": "val", "step": i + 1, metric: x}) for i, x in enumerate(losses)]
     (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"kind": "val", "st']), "utf-8")
 
 
@@ -97,6 +98,19 @@ def test_a_lower_loss_is_better_and_a_killed_run_is_not_finished(tmp_path: Path)
     lines = (tmp_path / "sweep.md").read_text("utf-8").splitlines()
     assert lines[2] == "| b | 0.4000 | 0.9000 | 2 | 0.0 | not finished | b |"
     assert lines[-1] == "- optimizer.lr=e failed: two lines | bar"
+
+
+def test_runs_judged_by_different_figures_are_not_ranked_against_each_other(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", {"state": "done", "metric": "top1"}, [0.2, 0.3])
+    write_run(tmp_path / "b", {"state": "done", "metric": "loss"}, [1.9, 1.8])
+    write_run(tmp_path / "c", {"state": "done", "metric": "top1"}, [0.4, 0.1])
+    found = sweeps.rows(tmp_path)
+    assert [row.folder for row in found] == ["b", "c", "a"]
+    lines = sweeps.shown(found).splitlines()
+    assert lines[0].split() == ["optimizer.lr", "by", "best", "last", "steps", "seconds", "state",
+                                "run"]  # fmt: skip
+    assert lines[1].split()[:4] == ["b", "loss", "1.8000", "1.8000"]
+    assert lines[2].split()[:4] == ["c", "top1", "0.4000", "0.1000"]
 
 
 def test_all_runs_are_in_one_folder_whatever_is_swept(tmp_path: Path) -> None:

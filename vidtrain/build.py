@@ -89,6 +89,9 @@ def check_loop(config: TrainConfig) -> None:
             f"train.clip_grad_norm={loop.clip_grad_norm} and train.clip_grad_agc="
             f"{loop.clip_grad_agc} are two ways to clip; set one of them to null"
         )
+    check_range("validate", config.validate, num_clips=(1, None))
+    if config.validate.num_crops not in (None, 1, 3):
+        raise UsageError(f"validate.num_crops={config.validate.num_crops} must be 1 or 3")
     check_range("save", config.save, keep_last=(1, None), keep_best=(1, None))
     check_range("data", config.data, class_balance=(0, 1), views_per_decode=(1, None))
     check_parallel(config)

@@ -1,5 +1,6 @@
 """Words of the command line in the grammar of Hydra."""
 
+import os
 import re
 from collections.abc import Collection
 
@@ -44,12 +45,18 @@ def config_dirs(words: list[str]) -> list[str]:
 
 
 def join_folders(words: list[str]) -> list[str]:
-    """Returns the words with all bare ones joined to `folders=[...]`."""
+    """Returns the words with all bare ones joined to `folders=[...]`.
+
+    Runs of a sweep have names like optimizer.lr=0.1: what exists, or has a slash before its first
+    equals sign, is a folder.
+    """
     before = ["", *words]
     bare = [
         word
         for last, word in zip(before, words, strict=False)
-        if word[:1] not in "-+~" and "=" not in word and last not in ("--config-dir", "--cfg")
+        if word[:1] not in "-+~"
+        and ("=" not in word or "/" in word.partition("=")[0] or os.path.exists(word))
+        and last not in ("--config-dir", "--cfg")
     ]
     joined = ",".join(map(quoted, bare))
     return [word for word in words if word not in bare] + [f"folders=[{joined}]"] * bool(bare)

@@ -8,7 +8,7 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from vidtrain.errors import InputError, did_you_mean
@@ -84,10 +84,21 @@ def _explain_key(key: str, stage: str, overrides: list[str], conf: Path) -> str:
     extra = _arguments(target, place)
     if place == parent and last in extra:
         return f"{refused}: {target} takes it, and its YAML does not give it; write +{key}=..."
+    others = [name for name in groups.get(place, []) if _has(place, name, last, overrides, conf)]
+    if place == parent and others:
+        return f"{refused} as it is; it is one of {place}={' or '.join(others)}"
     inside |= {f"+{place}.{name}": f"{place}.{name}" for name in extra
                if f"{place}.{name}" not in inside}  # fmt: skip
     everywhere = _settings(config, "", groups)
     return f"{refused}; {_nearest(key, inside, everywhere, place)}"
+
+
+def _has(group: str, name: str, key: str, overrides: list[str], conf: Path) -> bool:
+    """Returns whether a choice of a group gives a setting."""
+    folders = (conf, *map(Path, config_dirs(overrides)))
+    files = [folder / group / f"{name}.yaml" for folder in folders]
+    nodes = [OmegaConf.load(file) for file in files if file.is_file()]
+    return any(isinstance(node, DictConfig) and key in node for node in nodes)
 
 
 def _nearest(key: str, inside: dict[str, str], everywhere: list[str], place: str) -> str:
@@ -177,4 +188,5 @@ def _arguments(target: Any, where: str) -> list[str]:
         found = inspect.signature(locate(target, where)).parameters.values()
     except (InputError, ValueError, TypeError):
         return []
-    return [each.name for each in found if each.default is not each.empty]
+    given = "class_counts"  # by the program, where there are any
+    return [each.name for each in found if each.default is not each.empty and each.name != given]

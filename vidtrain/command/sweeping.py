@@ -52,6 +52,11 @@ def settings(
     paths = [] if "hydra.searchpath" in fixed else [f"hydra.searchpath={json.dumps(folders)}"]
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
         cfg = hydra.compose(stage, [*fixed.values(), *paths], return_hydra_config=True)
+        if stage == "train" and cfg.train.dry_run:
+            raise UsageError(
+                "train.dry_run=true tries one training, and a sweep (-m) has several; try each by "
+                "itself, without -m"
+            )
         folder = str(cfg.hydra.sweep.dir)
         elsewhere = not str(cfg.hydra.launcher._target_).endswith(".BasicLauncher")
     return folder, [*added, f"hydra.sweep.dir={json.dumps(folder)}"], elsewhere

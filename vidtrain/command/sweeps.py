@@ -107,7 +107,10 @@ def read_record(folder: Path) -> Record | None:
 
 
 def rows(sweep: Path) -> list[Row]:
-    """Returns the runs below a sweep's folder: the best first, then unfinished and failed ones."""
+    """Returns the runs below a sweep's folder: the best first, then unfinished and failed ones.
+
+    Runs that are judged by different figures are not ranked against each other.
+    """
     found = []
     for file in sorted(sweep.rglob(RECORD)):
         record = read_record(file.parent)
@@ -171,14 +174,16 @@ def _order(row: Row) -> tuple[Any, ...]:
     best = math.inf if row.best is None else row.best
     if row.record.metric != "loss" and row.best is not None:
         best = -row.best
-    return failed, best, row.record.number, row.folder
+    return failed, str(row.record.metric), best, row.record.number, row.folder
 
 
 def _cells(found: Sequence[Row], *, short: bool = False) -> tuple[list[str], list[list[str]]]:
     """Returns header and lines of the table; short: figures rounded for reading."""
     keys = sorted({key for row in found for key in row.record.swept})
-    metric = next((row.record.metric for row in found if row.record.metric), "metric")
-    head = [*keys, f"best {metric}", f"last {metric}", "steps", "seconds", "state", "run", "error"]
+    metrics = {row.record.metric for row in found if row.record.metric}
+    several, what = len(metrics) > 1, f" {metrics.pop()}" if len(metrics) == 1 else ""
+    head = [*keys, *["by"] * several, f"best{what}", f"last{what}", "steps", "seconds", "state",
+            "run", "error"]  # fmt: skip
 
     def figure(value: float | None) -> str:
         return "" if value is None else f"{value:.4f}" if short else repr(value)
@@ -195,8 +200,8 @@ def _cells(found: Sequence[Row], *, short: bool = False) -> tuple[list[str], lis
         swept = [setting(record.swept.get(key, "")) for key in keys]
         state = "not finished" if record.state == "running" else record.state
         cells.append(
-            [*swept, figure(row.best), figure(row.last), str(row.step), f"{record.seconds:.1f}",
-             state, row.folder, record.error or ""]
+            [*swept, *[record.metric or ""] * several, figure(row.best), figure(row.last),
+             str(row.step), f"{record.seconds:.1f}", state, row.folder, record.error or ""]
         )  # fmt: skip
     return head, cells
 

@@ -102,10 +102,11 @@ class Multigrid:
             done += length * count / total
             ends.append(round(done))
         if self.long_cycle and any(first == last for first, last in pairwise(ends)):
+            fewer = "stages, for example [1, 0]" if len(self.stages) > 2 else "shapes in long_cycle"
             raise UsageError(
                 f"train.epochs={count} are too few for multigrid.stages={list(self.stages)}: "
                 f"of {len(self.stages) - 1} x {len(cycles)} shapes one would have no epoch; train "
-                "longer, or give fewer stages, for example [1, 0]"
+                f"longer, or give fewer {fewer}"
             )
         return tuple(
             cycle

@@ -7,9 +7,10 @@ from typing import Any
 from vidtrain.report.terminal import counted
 
 RANGES = ("data", "augment", "forward", "backward", "optimizer", "validate")
-PARTS = (*RANGES, "communication", "rest")
+PARTS = (*RANGES, "communication", "compile", "rest")
 LIMIT = 0.10  # a part other than the model's that takes more is called the bottleneck
 COMMUNICATION = ("nccl", "gloo:", "mpi:", "ucc:")
+COMPILES = "(dynamo_timed)"  # how the names of what torch.compile does end
 LAUNCHES = ("cuda_runtime", "cuda_driver")
 ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 # From, to, in microseconds.
@@ -23,6 +24,8 @@ REMEDIES = {
     "communication": "train.accumulate=2 or more has fewer exchanges per clip; or a faster network "
                      "between the processes",
     "validate": "validate.every= less often, or validate.num_clips=1 while training",
+    "compile": "torch.compile was at work in these steps, as it is once for each kind of batch, a "
+               "first validation's too; profile with validate.every='100 steps' or later",
     "rest": "the device waits for Python: larger micro-batches (train.accumulate=auto) or "
             "model.compile=true leave fewer calls per clip",
     "model": "precision=bf16, model.channels_last=true and model.compile=true, each on its own, "
@@ -36,7 +39,7 @@ def summary(events: Sequence[dict[str, Any]], *, max_steps: int | None = None) -
     On a CPU a part is the time between its marks. A GPU works behind the program: there a part is
     the time in which kernels ran that were launched between its marks; waiting for data counts
     where the GPU had nothing to do. Communication counts where no computing covers it, in either
-    case, and not in the part it happened in.
+    case, and not in the part it happened in; so does the making of kernels by torch.compile.
 
     Args:
         events: `traceEvents` of a trace in Chrome's format, as `torch.profiler` writes it.
@@ -70,11 +73,15 @@ def summary(events: Sequence[dict[str, Any]], *, max_steps: int | None = None) -
         parts = _launched(complete, [e for e in kernels if not _communicates(e)], marked)
         idle = _subtract(window, _union(_span(event) for event in kernels))
         parts["data"] = _union([*parts["data"], *_intersect(marked["data"], idle)])
-    shares, taken = {}, exposed
+    compiling = _subtract(_intersect(window, _union(
+        _span(event) for event in complete if event["name"].endswith(COMPILES)
+    )), _union([*exposed, *computing] if on_device else exposed))  # fmt: skip
+    shares, taken = {}, _union([*exposed, *compiling])
     for name in RANGES:
         own = _subtract(_intersect(window, parts[name]), taken)
         shares[name], taken = _length(own) / wall, _union([*taken, *own])
     shares["communication"] = _length(exposed) / wall
+    shares["compile"] = _length(compiling) / wall
     shares["rest"] = _length(_subtract(window, taken)) / wall
     return {
         "steps": len(steps),
@@ -105,7 +112,7 @@ def lines(found: dict[str, Any]) -> list[str]:
                     f"train for {counted(missing, 'step')} more")  # fmt: skip
     for name in PARTS:
         share = found["shares"][name]
-        if share or name not in ("validate", "communication"):
+        if share or name not in ("validate", "communication", "compile"):
             said.append(f"  {name:<14}{share:>6.1%}  {'#' * round(40 * share)}")
     if found["communication_busy"]:
         said.append(f"  communication goes on for {found['communication_busy']:.1%} of the time; "

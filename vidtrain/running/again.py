@@ -33,6 +33,8 @@ _COMPOSED = {
 def steps_to_compare(run: Run, wanted: int | None) -> int:
     """Returns the step at which a comparison ends: one with a digest of the weights if possible.
 
+    Those that come before any row of the training itself are passed over.
+
     Args:
         run: The run.
         wanted: The last digest at or before this step, else the first one; None: the first one.
@@ -41,7 +43,9 @@ def steps_to_compare(run: Run, wanted: int | None) -> int:
         InputError: The run has no row of its training to compare with.
     """
     for kind in ("weights", "train"):  # runs of older versions have no digests
+        trained = min((row["step"] for row in run.rows if row["kind"] == "train"), default=0)
         steps = [row["step"] for row in run.rows if row["kind"] == kind]
+        steps = [step for step in steps if step >= trained] or steps
         if steps:
             return max((step for step in steps if step <= (wanted or 0)), default=min(steps))
     raise InputError(f"{run.folder / 'metrics.jsonl'} has no row to compare with: train longer")
@@ -75,7 +79,8 @@ def again(run: Run, folder: Path, *, steps: int) -> None:
     with open(said, "w", encoding="utf-8") as output:
         process = subprocess.Popen(
             [*call, "train", "--config-dir", str(folder), "--config-name", "again"],
-            env=environment, stdout=output, stderr=output, start_new_session=True,
+            env=environment, cwd=_started_in(run), stdout=output, stderr=output,
+            start_new_session=True,
         )  # fmt: skip
         try:
             while process.poll() is None and not _reached(folder / "run", steps, run):
@@ -88,6 +93,20 @@ def again(run: Run, folder: Path, *, steps: int) -> None:
             f"{run.folder} could not be trained again up to step {steps}: the new process ended "
             f"with code {process.returncode} and said\n" + "\n".join(last)
         )
+
+
+def _started_in(run: Run) -> Path | None:
+    """Returns the folder that a run was started in, which paths in its config are relative to.
+
+    None: it is not known, since the run was given a folder elsewhere, or was moved.
+    """
+    named = Path(str(run.config.get("runs")), str(run.config.get("name")))
+    if not named.is_absolute():
+        whole = run.folder.resolve()
+        for folder in (whole, whole.parent):  # a run of its own, or of a sweep
+            if folder.parts[-len(named.parts) :] == named.parts:
+                return folder.parents[len(named.parts) - 1]
+    return None
 
 
 def _settings(run: Run, folder: Path, *, steps: int) -> dict[str, Any]:

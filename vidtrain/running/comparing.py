@@ -24,6 +24,14 @@ RECORDED = {
 }  # fmt: skip
 # Not about the run: where a cache lies, how many cores stand idle.
 WITHOUT_EFFECT = ("cores", "environment.VIDTRAIN_CACHE", "environment.CUDA_VISIBLE_DEVICES")
+# Settings that decide at which steps there are rows of a kind.
+ROWS_OF = {
+    "train.log_every_steps": ("train", "weights"),
+    "validate.every": ("val", "val_raw", "weights"),
+    "save.every": ("weights",),
+    "save.metric": ("weights",),
+    "train.max_steps": ("val", "val_raw", "weights"),
+}
 DEPENDS_ON_TIME = {"clips_per_second", "wait_share"}  # in rows that older versions wrote
 
 
@@ -121,6 +129,33 @@ def explanations(one: Run, two: Run) -> dict[str, list[str]]:
         if unknown:
             found[section].append(f"only one run.json holds {', '.join(unknown)}")
     return found
+
+
+def comparable(one: Run, two: Run) -> tuple[list[list[dict[str, Any]]], str]:
+    """Returns the rows of two runs, and why some are left out that only one of them can have.
+
+    Rows are at other steps where `ROWS_OF` differs. Then those that one run has by itself say
+    nothing, up to where the shorter one ends.
+    """
+    differing = {key: kinds for key, kinds in ROWS_OF.items()
+                 if _setting(one.config, key) != _setting(two.config, key)}  # fmt: skip
+    kinds = {kind for each in differing.values() for kind in each}
+    keys = [{(row["step"], row["kind"]) for row in run.rows} for run in (one, two)]
+    last = min(max((step for step, _ in found), default=0) for found in keys)
+    kept = [
+        [row for row in run.rows
+         if row["kind"] not in kinds or row["step"] > last or (row["step"], row["kind"]) in other]
+        for run, other in zip((one, two), keys[::-1], strict=True)
+    ]  # fmt: skip
+    count = sum(len(run.rows) - len(rows) for run, rows in zip((one, two), kept, strict=True))
+    differ = f"{' and '.join(differing)} differ{'s' * (len(differing) == 1)}"
+    return kept, f"{count} rows that only one run has are left out: {differ}" if count else ""
+
+
+def _setting(config: dict[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        config = config.get(part, {}) if isinstance(config, dict) else {}
+    return config
 
 
 def first_difference(

@@ -53,6 +53,8 @@ def dry_run(config: TrainConfig) -> None:
         if world.is_main:
             composing.leave_no_empty_folder(DictConfig({"run_dir": config.run_dir}))
         config = batch_finder.settled(config, world)
+        if config.profile:
+            runlog.warn("profile=true: nothing is recorded in a dry run")
         with doing("dry run: building data, model and optimizer", main=world.is_main):
             tried = built(config, world)
         config, parts = tried.config, tried.parts

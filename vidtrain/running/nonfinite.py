@@ -48,12 +48,13 @@ class NonFinite:
         if len(self.steps) > self.budget:
             named = ", ".join(facts["videos"][:8]) + ", ..." * (len(facts["videos"]) > 8)
             before = f" after {self.budget} steps that were left out" if self.budget else ""
+            others = "" if facts["precision"] == "fp32" else ", or use precision=fp32"
             raise InputError(
                 f"loss is {facts['loss']} and gradient norm {facts['grad_norm']} at step {step} "
                 f"(epoch {facts['epoch']:.2f}, lr {facts['lr']:.2e}, precision "
                 f"{facts['precision']}){before}; videos of the batch: {named} (nonfinite.jsonl has "
-                "all). Nothing was saved since the last checkpoint. Lower optimizer.lr, set "
-                "train.clip_grad_norm=1, or use precision=fp32"
+                "all). Nothing was saved since the last checkpoint. Lower optimizer.lr, or set "
+                f"train.clip_grad_norm=1{others}"
             )
         if self.kept:
             _copy(self.kept, list(network.buffers()))

@@ -166,10 +166,10 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
     model = build.model(config.model, num_classes=len(train.class_names), seed=config.seed)
     resuming = distributed.share(bool(all_steps(Path(config.run_dir) / "checkpoints")), world)
     started = None if resuming else start_from(config.model, model, world)
-    if config.train.sync_bn:
-        model = batch_norm.synchronised(model, world)
+    model = batch_norm.synchronised(model, world) if config.train.sync_bn else model
     model = model.to(world.device)
     lr_scales = build.finetune(config.finetune, model)
+    batch_norm.check_precise(model, config.train.precise_bn)
     if started is not None:
         refuse_frozen_noise(started.report.missing, model)
     average = None

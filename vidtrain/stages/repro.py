@@ -14,7 +14,14 @@ from vidtrain.config.repro import ReproConfig
 from vidtrain.errors import InputError, UsageError
 from vidtrain.records.runlog import console
 from vidtrain.running.again import again, steps_to_compare
-from vidtrain.running.comparing import Difference, Run, explanations, first_difference, read_run
+from vidtrain.running.comparing import (
+    Difference,
+    Run,
+    comparable,
+    explanations,
+    first_difference,
+    read_run,
+)
 
 MAX_LINES = 12  # of a section of the table
 
@@ -30,9 +37,14 @@ def repro(config: ReproConfig) -> None:
     one = read_run(config.folders[0])
     if len(config.folders) == 2:
         two = read_run(config.folders[1])
-        report(one, two, one.rows, two.rows, tolerance=config.tolerance)
+        rows, left_out = comparable(one, two)
+        if left_out:
+            console.print(left_out)
+        report(one, two, *rows, tolerance=config.tolerance)
         return
     steps = steps_to_compare(one, config.steps)
+    if config.steps not in (None, steps):
+        console.print(f"steps={config.steps}: the run can be compared at step {steps}")
     with _folder(config.keep) as folder:
         console.print(f"training {one.folder} again in a fresh process, up to step {steps}")
         again(one, Path(folder), steps=steps)

@@ -52,7 +52,7 @@ class Multilabel:
     views: Literal["mean", "max"] = "mean"
 
     def __post_init__(self) -> None:
-        """Raises UsageError for values out of range."""
+        """Raises UsageError for values out of range, or that the criterion does not use."""
         check_smoothing(self.label_smoothing)
         losses.check_weights(self.class_weights, self.num_classes)
         for name in ("gamma_neg", "gamma_pos"):
@@ -61,6 +61,12 @@ class Multilabel:
                 raise UsageError(f"task.{name}={value} must be 0, or at least 1")
         if not 0 <= self.margin < 1:
             raise UsageError(f"task.margin={self.margin} must be from 0 to below 1")
+        for name in ("gamma_neg", "gamma_pos", "margin"):
+            value = getattr(self, name)
+            if self.criterion == "bce" and value != getattr(type(self), name):
+                raise UsageError(
+                    f"task.{name}={value} is of task.criterion=asymmetric, and it is bce"
+                )
 
     def record(self) -> dict[str, Any]:
         """Returns what must be the same when a run goes on, besides config and data."""

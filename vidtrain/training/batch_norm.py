@@ -43,11 +43,7 @@ def precise_statistics(
     all batches together, as in their appendix (fvcore.nn.precise_bn).
     """
     modes = [(part, part.training) for part in network.modules()]
-    network.train()  # frozen parts stay in eval mode
-    norms = [
-        part for part in network.modules()
-        if isinstance(part, _BatchNorm) and part.training and part.running_mean is not None
-    ]  # fmt: skip
+    norms = _counted(network)
     network.eval()
     sums = [torch.zeros(1 + 2 * norm.num_features, dtype=torch.float64) for norm in norms]
     try:
@@ -94,6 +90,28 @@ def synchronised(network: nn.Module, world: World) -> nn.Module:
             "train.precise_bn=100, or finetune.freeze_norm=true"
         )
     return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+
+
+def check_precise(network: nn.Module, num_batches: int) -> None:
+    """Refuses to take statistics over some batches where there are none to be taken.
+
+    Raises:
+        UsageError: The network has no batch norm, or all of it is frozen.
+    """
+    if num_batches and not _counted(network):
+        raise UsageError(
+            f"train.precise_bn={num_batches} changes nothing: {type(network).__name__} has no "
+            "batch norm that is not frozen; leave it 0"
+        )
+
+
+def _counted(network: nn.Module) -> list[_BatchNorm]:
+    """Returns the layers that keep statistics in training; it is left in training mode."""
+    network.train()  # frozen parts stay in eval mode
+    return [
+        part for part in network.modules()
+        if isinstance(part, _BatchNorm) and part.training and part.running_mean is not None
+    ]  # fmt: skip
 
 
 @contextmanager

@@ -66,7 +66,7 @@ def lr_factor(rule: str, batch_size: int, lr_batch: int | None) -> float:
         lr_batch: Clips of a step that the rate is meant for; None: those that it has.
 
     Raises:
-        UsageError: Unknown rule.
+        UsageError: Unknown rule, or one that has nothing to go by.
 
     Source: Goyal et al., 2017, section 2.1 (linear); Krizhevsky, One weird trick, 2014, section 5,
     and Malladi et al., On the SDEs and Scaling Rules for Adaptive Gradient Algorithms, NeurIPS
@@ -74,6 +74,11 @@ def lr_factor(rule: str, batch_size: int, lr_batch: int | None) -> float:
     """
     if rule not in ("linear", "sqrt"):
         raise UsageError(f"train.lr_rule={rule!r} is unknown; use linear or sqrt")
+    if rule == "sqrt" and lr_batch is None:
+        raise UsageError(
+            "train.lr_rule=sqrt changes nothing without train.lr_batch, the clips of a step that "
+            "optimizer.lr is meant for"
+        )
     ratio = 1.0 if lr_batch is None else batch_size / lr_batch
     return math.sqrt(ratio) if rule == "sqrt" else ratio
 
