@@ -104,6 +104,8 @@ def test_mistakes_are_answered_with_what_is_valid(
         ("schedule.warmup=9", "schedule.warmup=9"),
         ("eval.num_crops=2", "eval.num_crops=2 must be 1 or 3"),
         ("validate.num_crops=2", "validate.num_crops=2 must be 1 or 3"),
+        ("augment=trivialaugment +augment.magnitude=1", "augment.magnitude=1.0 is of randaugment"),
+        ("schedule=multistep schedule.milestones=[1] schedule.gamma=0", "schedule.gamma=0 ends"),
         ("validate.num_clips=0", "validate.num_clips=0 must be at least 1"),
         ("task=multilabel task.gamma_neg=3", "task.gamma_neg=3.0 is of task.criterion=asymmetric"),
         ("train.dry_run=true -m seed=1,2", "train.dry_run=true tries one training"),

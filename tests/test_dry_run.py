@@ -61,6 +61,15 @@ def test_it_goes_by_published_numbers_where_the_data_is_not_there(
     assert [path.name for path in tmp_path.iterdir()] == ["conf"], "no run folder"
 
 
+def test_splits_of_other_names_keep_their_numbers_of_videos(
+    cli: Cli, absent: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    splits = ("data.train=training.txt", "data.val=held_out.txt")
+    assert cli("train", *absent, *splits, "train.batch_size=100", "train.accumulate=auto") == 0
+    said = capsys.readouterr().err
+    assert "1200 training and 90 validation videos" in said and "for 36 steps (3 epochs)" in said
+
+
 def test_real_lists_come_before_published_numbers(
     cli: Cli, small_run: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,6 +29,7 @@ Cli = Callable[..., int]
         ("task.teacher=runs/base", "as it is; it is one of task=distillation"),
         ("task.gamma_neg=3", "as it is; it is one of task=multilabel"),
         ("task.foo=3", "task takes label_smoothing, class_weights, criterion, threshold\n"),
+        ("log.to=[] log.to=tensorboard", "log.to is a list: write log.to=[tensorboard]"),
         ("+optimizer.lr.x=1", "optimizer.lr"),
         ("~optimizer.lrr", "did you mean optimizer.lr?"),
         ("data.rooot=1", "did you mean data.root?"),

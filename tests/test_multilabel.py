@@ -140,6 +140,7 @@ def test_figures_by_hand() -> None:
     assert task.prediction(scores[0], NAMES) == {
         "id": "v0", "labels": ["sit", "run"], "views": 1,
         "top5": {"sit": 0.952574, "run": 0.731059, "fly": 0.5, "eat": 0.047426},
+        "scores": pytest.approx(task.probabilities(scores[0]).tolist(), abs=1e-9),
     }  # fmt: skip
 
 

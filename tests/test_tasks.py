@@ -54,6 +54,18 @@ def test_weights_are_torchs_and_balanced_is_scikit_learns() -> None:
     assert gentle.tolist() == pytest.approx([13 / 5 / 3, 13 / 5 / 2, 0.0])
 
 
+def test_where_each_class_is_asked_for_the_mean_weight_of_a_class_is_1() -> None:
+    even = losses.class_weights("balanced", (100, 4, 0), CPU, binary=True)
+    assert even is not None  # 1/100 and 1/4 have the mean 0.13
+    assert even.tolist() == pytest.approx([0.01 / 0.13, 0.25 / 0.13, 1.0])
+    task = made(criterion="bce", class_weights="balanced")  # of 6, 3, 1 and no videos
+    bare = made(criterion="bce")
+    still = torch.zeros_like(LOGITS)  # each class's loss is log 2, and so is their mean
+    targets = soft_targets(LABELS, 4, 0.0)
+    found = [each.loss(nn.Identity(), still, targets).item() for each in (task, bare)]
+    assert found[0] == pytest.approx(found[1])
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_bce_is_timms(smoothing: float) -> None:
     reference = BinaryCrossEntropy(smoothing=smoothing)(LOGITS, LABELS)

@@ -57,7 +57,7 @@ def explain(error: Exception, stage: str, overrides: list[str], conf: Path) -> s
 
 def _explain_value(error: ValidationError, overrides: list[str]) -> str:
     key = str(error.full_key)
-    given = next((o for o in overrides if o.lstrip("+").startswith(f"{key}=")), None)
+    given = next((o for o in reversed(overrides) if o.lstrip("+").startswith(f"{key}=")), None)
     hint = getattr(error, "ref_type", None) or getattr(error, "type_hint", None)
     reason = str(error.msg or error).splitlines()[0]
     wanted = {"Integer": "int", "Float": "float"}
@@ -67,6 +67,8 @@ def _explain_value(error: ValidationError, overrides: list[str]) -> str:
     flag = re.search(r"Value '(.*)' is not a valid bool \(type (\w+)\)", reason)
     if flag:
         return f"{key}={flag[1]!r}: expected bool (true or false), got {flag[2]}"
+    if "is not a ListConfig" in reason:
+        return f"{key} is a list: write {key}=[{str(given).partition('=')[2]}]"
     return f"{given or key}: {reason}" + (f" (expected {hint})" if hint else "")
 
 

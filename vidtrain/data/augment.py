@@ -80,6 +80,12 @@ class Augment:
                     f"augment.{name}={[low, high]} must be a smallest and a largest value, above 0"
                     f"{' and at most 1' * (most == 1)}"
                 )
+        of = {**dict.fromkeys(("num_ops", "magnitude", "magnitude_std", "op_prob"), "randaugment"),
+              "severity": "augmix"}  # fmt: skip
+        for name, policy in of.items():
+            if policy != self.policy and getattr(self, name) != getattr(type(self), name):
+                raise UsageError(f"augment.{name}={getattr(self, name)} is of {policy}, and the "
+                                 f"policy is {self.policy}; leave it out")  # fmt: skip
         if self.erase_mode not in ("pixel", "const"):
             raise UsageError(f"augment.erase_mode={self.erase_mode!r} must be pixel or const")
         colours = (self.brightness, self.contrast, self.saturation, self.hue, self.grayscale_prob)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,8 @@ def loader(
     if not workers:
         return DataLoader(dataset, batch_size=None, sampler=keys, collate_fn=_as_it_is)
     check_machine(workers, shared_bytes)
+    # How many there are is a person's choice; `vidtrain doctor` says what the machine has.
+    warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
     return DataLoader(
         dataset,
         batch_size=None,

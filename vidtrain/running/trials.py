@@ -48,8 +48,8 @@ def without_data(
         "num_classes": counted[0], "num_train": max(counted[1], num_train), "num_val": counted[2],
     }  # fmt: skip
     data = dataclasses.replace(
-        config.data, source=source, classes=None, quarantine=None, prepared=None,
-        decoder="pyav", index=None, num_workers=0,
+        config.data, source=source, train="train", val="val", classes=None, quarantine=None,
+        prepared=None, decoder="pyav", index=None, num_workers=0,
     )  # fmt: skip
     nowhere = os.path.join(tempfile.gettempdir(), "vidtrain-trial", "no-run")
     return dataclasses.replace(config, data=data, run_dir=nowhere)

@@ -185,7 +185,9 @@ class Classification:
             clips: (B, 3, T, H, W) float.
             targets: (B, classes) float, rows sum to 1.
         """
-        weights = losses.class_weights(self.class_weights, self.class_counts, targets.device)
+        weights = losses.class_weights(
+            self.class_weights, self.class_counts, targets.device, binary=self.criterion == "bce"
+        )
         if self.criterion == "ce":
             return losses.cross_entropy(network(clips), targets, weights)
         if self.threshold is not None:

@@ -130,15 +130,20 @@ def check_weights(setting: str | Sequence[float] | None, num_classes: int) -> No
 
 
 def class_weights(
-    setting: str | Sequence[float] | None, counts: Sequence[int] | None, device: torch.device
-) -> torch.Tensor | None:
+    setting: str | Sequence[float] | None, counts: Sequence[int] | None, device: torch.device,
+    *, binary: bool = False,
+) -> torch.Tensor | None:  # fmt: skip
     """Returns the factor on each class's loss, (classes,) float32, or None.
 
     Args:
-        setting: balanced: as 1 / count; sqrt: as 1 / sqrt(count), both such that the mean over the
-            training labels is 1; a class without videos has 0. Or the factors themselves; or None.
+        setting: balanced: as 1 / count; sqrt: as 1 / sqrt(count). Or the factors themselves; or
+            None.
         counts: Training videos of each class.
         device: Where the tensor goes.
+        binary: The loss asks for each class whether it is there. Every class counts in every video
+            then, so the mean over the classes is 1, and one without videos, which is to be learnt
+            as absent, has 1. Otherwise the mean over the training labels is 1, and such a class has
+            0.
 
     Source: King and Zeng, Logistic Regression in Rare Events Data, 2001 (balanced, as scikit-learn
     defines it).
@@ -150,5 +155,8 @@ def class_weights(
     assert counts is not None, "the number of videos of each class is not known"
     power = -1.0 if setting == "balanced" else -0.5
     raw = [count**power if count else 0.0 for count in counts]
+    if binary:
+        mean = sum(raw) / sum(count > 0 for count in counts)
+        return torch.tensor([w / mean if w else 1.0 for w in raw], device=device)
     mean = sum(w * count for w, count in zip(raw, counts, strict=True)) / sum(counts)
     return torch.tensor([w / mean for w in raw], dtype=torch.float32, device=device)

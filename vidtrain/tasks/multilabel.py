@@ -91,7 +91,9 @@ class Multilabel:
             clips: (B, 3, T, H, W) float.
             targets: (B, classes) float in [0, 1].
         """
-        weights = losses.class_weights(self.class_weights, self.class_counts, targets.device)
+        weights = losses.class_weights(
+            self.class_weights, self.class_counts, targets.device, binary=True
+        )
         if self.criterion == "bce":
             return losses.binary_cross_entropy(network(clips), targets, weights)
         return losses.asymmetric(
@@ -161,6 +163,7 @@ class Multilabel:
         return {
             "id": score.id, "labels": [class_names[label] for label in score.labels],
             "top5": best_classes(self.probabilities(score), class_names),
+            "scores": [round(float(chance), 9) for chance in self.probabilities(score)],
             "views": len(score.views),
         }  # fmt: skip
 

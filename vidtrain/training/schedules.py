@@ -99,6 +99,8 @@ def multistep(
     Source: He et al., Deep Residual Learning, CVPR 2016, section 3.4.
     """
     _check_factors(gamma=gamma)
+    if not gamma:
+        raise UsageError("schedule.gamma=0 ends the training at the first milestone; above 0")
     warm = _warmup_steps(timeline, warmup)
     steps = [timeline.steps(each, "schedule.milestones") for each in milestones]
     if not steps or steps[0] <= warm or steps[-1] >= timeline.total_steps or any(
