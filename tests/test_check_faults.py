@@ -44,10 +44,9 @@ def long_video(tmp_path: Path) -> Path:
 
 
 def reading(path: Path) -> list[psutil.Process]:
-    """Children of the pool that have the file open."""
+    """Processes that have the file open, which are the pool's."""
     found = []
-    for child in multiprocessing.active_children():
-        process = psutil.Process(child.pid)
+    for process in psutil.process_iter():
         try:
             if any(file.path == str(path) for file in process.open_files()):
                 found.append(process)
