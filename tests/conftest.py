@@ -20,6 +20,8 @@ TESTS = Path(__file__).parent
 REPO = TESTS.parent
 TINY = ("--config-dir", str(TESTS / "my_conf"), "model=tiny")
 CLASSES = ("dark", "grey", "light")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a script's background job: tests send it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 if torch.cuda.is_available():  # read once, by the first test that uses the GPU
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
