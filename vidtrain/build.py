@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from vidtrain import randomness
-from vidtrain.build_data import check_range
+from vidtrain.build_data import check_range, check_views
 from vidtrain.config.model import FinetuneConfig, ModelConfig
 from vidtrain.config.parallel import ParallelConfig
 from vidtrain.config.train import LoopConfig, TrainConfig
@@ -89,9 +89,7 @@ def check_loop(config: TrainConfig) -> None:
             f"train.clip_grad_norm={loop.clip_grad_norm} and train.clip_grad_agc="
             f"{loop.clip_grad_agc} are two ways to clip; set one of them to null"
         )
-    check_range("validate", config.validate, num_clips=(1, None))
-    if config.validate.num_crops not in (None, 1, 3):
-        raise UsageError(f"validate.num_crops={config.validate.num_crops} must be 1 or 3")
+    check_views("validate", config.validate)
     check_range("save", config.save, keep_last=(1, None), keep_best=(1, None))
     check_range("data", config.data, class_balance=(0, 1), views_per_decode=(1, None))
     check_parallel(config)

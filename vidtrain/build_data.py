@@ -10,7 +10,7 @@ import torch
 from vidtrain.config import RunConfig
 from vidtrain.config.data import DataConfig
 from vidtrain.config.model import InputConfig
-from vidtrain.config.train import EvalConfig, TrainConfig
+from vidtrain.config.train import EvalConfig, TrainConfig, ValidateConfig
 from vidtrain.data import index_store, preparing, quarantine
 from vidtrain.data.eval_loading import EvalLoader, EvalViews
 from vidtrain.data.loading import Reading, TrainClips
@@ -142,9 +142,8 @@ def eval_views(
 ) -> EvalViews:
     """Returns the evaluation views."""
     inputs = config.model.input
-    if evaluation.num_crops not in (1, 3):
-        raise UsageError(f"eval.num_crops={evaluation.num_crops} must be 1 or 3")
-    check_range("eval", evaluation, num_clips=(1, None), batch_size=(1, None))
+    check_views("eval", evaluation)
+    check_range("eval", evaluation, batch_size=(1, None))
     if inputs.eval_crop_size > inputs.eval_short_side:
         raise UsageError(
             f"model.input.eval_crop_size={inputs.eval_crop_size} is more than "
@@ -163,6 +162,13 @@ def eval_views(
         num_crops=evaluation.num_crops,
         reading=reading(config.data, device),
     )
+
+
+def check_views(where: str, views: EvalConfig | ValidateConfig) -> None:
+    """Refuses numbers of views that there cannot be; null settings are left alone."""
+    if views.num_crops not in (None, 1, 3):
+        raise UsageError(f"{where}.num_crops={views.num_crops} must be 1 or 3")
+    check_range(where, views, num_clips=(1, None))
 
 
 def check_range(where: str, config: Any, **limits: tuple[float, float | None]) -> None:

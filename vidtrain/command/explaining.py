@@ -86,8 +86,9 @@ def _explain_key(key: str, stage: str, overrides: list[str], conf: Path) -> str:
     extra = _arguments(target, place)
     if place == parent and last in extra:
         return f"{refused}: {target} takes it, and its YAML does not give it; write +{key}=..."
-    others = [name for name in groups.get(place, []) if _has(place, name, last, overrides, conf)]
-    if place == parent and others:
+    there = groups.get(place, []) if place == parent else []
+    others = [name for name in there if _has(place, name, last, overrides, conf)]
+    if others:
         return f"{refused} as it is; it is one of {place}={' or '.join(others)}"
     inside |= {f"+{place}.{name}": f"{place}.{name}" for name in extra
                if f"{place}.{name}" not in inside}  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from vidtrain.checkpoints.checkpoint import config_differences
+from vidtrain.checkpoints.checkpoint import config_differences, flat
 from vidtrain.command.run_folders import here_are
 from vidtrain.errors import InputError
 from vidtrain.records.runlog import read_rows
@@ -137,8 +137,8 @@ def comparable(one: Run, two: Run) -> tuple[list[list[dict[str, Any]]], str]:
     Rows are at other steps where `ROWS_OF` differs. Then those that one run has by itself say
     nothing, up to where the shorter one ends.
     """
-    differing = {key: kinds for key, kinds in ROWS_OF.items()
-                 if _setting(one.config, key) != _setting(two.config, key)}  # fmt: skip
+    first, second = flat(one.config), flat(two.config)
+    differing = {key: kinds for key, kinds in ROWS_OF.items() if first.get(key) != second.get(key)}
     kinds = {kind for each in differing.values() for kind in each}
     keys = [{(row["step"], row["kind"]) for row in run.rows} for run in (one, two)]
     last = min(max((step for step, _ in found), default=0) for found in keys)
@@ -150,12 +150,6 @@ def comparable(one: Run, two: Run) -> tuple[list[list[dict[str, Any]]], str]:
     count = sum(len(run.rows) - len(rows) for run, rows in zip((one, two), kept, strict=True))
     differ = f"{' and '.join(differing)} differ{'s' * (len(differing) == 1)}"
     return kept, f"{count} rows that only one run has are left out: {differ}" if count else ""
-
-
-def _setting(config: dict[str, Any], key: str) -> Any:
-    for part in key.split("."):
-        config = config.get(part, {}) if isinstance(config, dict) else {}
-    return config
 
 
 def first_difference(
